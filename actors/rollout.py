@@ -1,0 +1,165 @@
+"""The rollout worker: one engine and many trees on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import ray
+
+from actors.engine import Draw, Engine, EngineSettings
+from actors.sandbox_pool import SandboxPool
+from actors.tokens import Tokens
+from actors.tree_search import TreeSearch
+from reasoning.prompts import PolicyPrompts
+from reasoning.records import Demonstration, Path, Problem, Suite
+from reasoning.search import SearchSettings
+from reasoning.steps import StepCodec
+from sandbox import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class TreeResult:
+    """A finished tree as it leaves the worker. `events`: its log, from which it can be replayed."""
+
+    tree_id: str
+    problem_id: str
+    paths: list[Path]
+    events: list[dict[str, Any]]
+    tokens: int
+    expansions: int
+    nodes: int
+    duplicates: int
+    infra_errors: int
+    reason: str
+    seconds: float
+
+    @property
+    def solved(self) -> bool:
+        return any(p.solved for p in self.paths)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker did so far; `engine_busy_s`: seconds with a request running."""
+
+    sampled_tokens: int = 0
+    requests: int = 0
+    running: int = 0
+    engine_busy_s: float = 0.0
+    programs: int = 0
+    trees: int = 0
+    version: int = 0
+    pids: list[int] = field(default_factory=list)
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1024)
+class RolloutWorker:
+    """Hosts an engine; searches trees, writes chains, draws texts, and takes new weights while it does."""
+
+    def __init__(self, model: str, settings: EngineSettings, sandboxes: Sequence[Any], limits: Limits) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        # Ray sets the thread count to the actor's num_cpus, which is 0; vLLM binds its own threads.
+        os.environ.pop("OMP_NUM_THREADS", None)
+        self._tokens = Tokens.load(FilePath(model))
+        self._engine = Engine(FilePath(model), settings)
+        self._sandboxes = SandboxPool(sandboxes)
+        codec = StepCodec(self._tokens.encode)
+        self._search = TreeSearch(self._engine, self._sandboxes.judge, codec, limits)
+        self._prompts: PolicyPrompts | None = None
+        self._trees = 0
+        self._gate = asyncio.Semaphore(4 * settings.max_num_seqs)
+
+    async def start(self) -> float:
+        """Start the engine; returns seconds."""
+        return await self._engine.start()
+
+    async def set_prompts(
+        self, demonstrations: Sequence[Demonstration], problems: Sequence[Problem], shots: int
+    ) -> None:
+        """Which demonstrations stand before a question from now on."""
+        self._prompts = PolicyPrompts(self._tokens.encode_chat, demonstrations, {p.id: p for p in problems}, shots)
+
+    async def set_reward_model(self, handle: Any | None) -> None:
+        """The PRM that scores pseudocode steps, or None."""
+        if handle is None:
+            self._search.scorer = None
+            return
+
+        async def score(ids: Sequence[int]) -> float:
+            return float(await asyncio.wait_for(handle.score.remote(tuple(ids)), 120))
+
+        self._search.scorer = score
+
+    async def search(
+        self, tree_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int
+    ) -> TreeResult:
+        """Search one problem; see `TreeSearch.search`."""
+        started = time.monotonic()
+        tree = await self._search.search(tree_id, problem, self._prompt(problem), suite, settings, seed)
+        self._trees += 1
+        return TreeResult(
+            tree_id=tree_id,
+            problem_id=problem.id,
+            paths=tree.paths(),
+            events=tree.events,
+            tokens=tree.tokens,
+            expansions=tree.expansions,
+            nodes=len(tree.nodes),
+            duplicates=tree.duplicates,
+            infra_errors=tree.infra_errors,
+            reason=tree.finished(time.monotonic() - started) or "nothing left to try",
+            seconds=time.monotonic() - started,
+        )
+
+    async def chain(
+        self, chain_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int, greedy: bool = False
+    ) -> Path | None:
+        """The policy alone on one problem; see `TreeSearch.chain`."""
+        async with self._gate:
+            return await self._search.chain(chain_id, problem, self._prompt(problem), suite, settings, seed, greedy)
+
+    async def draw_texts(self, prompts: Sequence[Sequence[int]], draw: Draw, seed: int) -> list[str]:
+        """One text per prompt (for the test case generator)."""
+
+        async def one(index: int, ids: Sequence[int]) -> str:
+            async with self._gate:
+                return (await self._engine.draw(ids, draw, seed + index)).text
+
+        return list(await asyncio.gather(*[one(i, ids) for i, ids in enumerate(prompts)]))
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token after the first, for the probe of a weight sync."""
+        return list(await asyncio.gather(*[self._engine.score(ids) for ids in sequences]))
+
+    async def update_weights(self, path: str, version: int) -> float:
+        """New weights while requests run; returns seconds from pause to resume."""
+        return await self._engine.update_weights(FilePath(path), version)
+
+    async def counters(self) -> Counters:
+        import psutil
+
+        me = psutil.Process()
+        return Counters(
+            sampled_tokens=self._engine.sampled_tokens,
+            requests=self._engine.requests,
+            running=self._engine.running,
+            engine_busy_s=self._engine.seconds_busy(),
+            programs=self._sandboxes.programs,
+            trees=self._trees,
+            version=self._engine.version,
+            pids=[me.pid, *[p.pid for p in me.children(recursive=True)]],
+        )
+
+    async def shutdown(self) -> None:
+        await self._engine.shutdown()
+
+    def _prompt(self, problem: Problem) -> tuple[int, ...]:
+        if self._prompts is None:
+            raise RuntimeError("set_prompts was not called")
+        return self._prompts.ids(problem)

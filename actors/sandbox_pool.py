@@ -1,0 +1,106 @@
+"""Sandbox workers as Ray actors, and the handle that spreads programs over them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from sandbox import LocalPool, RunOutput, Submission, SuiteResult, Verdict
+
+CALL_DEADLINE_S = 900.0  # a submission waits for its turn; each run inside has its own limits
+ATTEMPTS = 3
+
+
+@ray.remote(num_cpus=0, max_restarts=2, max_concurrency=256)
+class SandboxWorker:
+    """A shell around one `LocalPool`. Candidate code runs in the pool's own processes, never in this one."""
+
+    def __init__(self, slots: int, min_level: int) -> None:
+        self._slots, self._min_level = slots, min_level
+        self._pool: LocalPool | None = None
+        self._starting = asyncio.Lock()
+
+    async def _ready(self) -> LocalPool:
+        async with self._starting:
+            if self._pool is None:
+                pool = LocalPool(slots=self._slots, min_level=self._min_level)
+                await pool.__aenter__()
+                self._pool = pool
+        return self._pool
+
+    async def report(self) -> Any:
+        """The isolation report of this worker; starts the pool."""
+        return (await self._ready()).isolation
+
+    async def judge(self, submission: Submission) -> SuiteResult:
+        return await (await self._ready()).judge(submission)
+
+    async def run_calls(self, source: str, entry_point: str, inputs: Sequence[Any], limits: Any) -> list[RunOutput]:
+        return await (await self._ready()).run_calls(source, entry_point, inputs, limits)
+
+    async def run_stdin(self, source: str, stdins: Sequence[str], limits: Any) -> list[RunOutput]:
+        return await (await self._ready()).run_stdin(source, stdins, limits)
+
+    async def stats(self) -> Any:
+        return (await self._ready()).stats()
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.aclose()
+            self._pool = None
+
+
+class SandboxPool:
+    """Least-loaded routing over sandbox workers, with retries of infrastructure failures on another worker.
+
+    Used inside an event loop; each holder counts its own outstanding calls.
+    """
+
+    def __init__(self, workers: Sequence[Any]) -> None:
+        self.workers = list(workers)
+        self._outstanding = [0] * len(self.workers)
+        self._order = random.Random(0)
+        self.programs = 0
+
+    async def judge(self, submission: Submission) -> SuiteResult:
+        """Judge a program. A result of `sandbox_error` after all attempts is returned as it is.
+
+        Raises RayActorError where every worker is gone.
+        """
+        result: SuiteResult | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                result = await self._call(lambda worker: worker.judge.remote(submission))
+            except (RayActorError, TimeoutError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            if result.verdict is not Verdict.SANDBOX_ERROR:
+                break
+        self.programs += 1
+        assert result is not None
+        return result
+
+    async def run_calls(self, source: str, entry_point: str, inputs: Sequence[Any], limits: Any) -> list[RunOutput]:
+        """A function's values on `inputs` (pairs of args and kwargs)."""
+        self.programs += 1
+        return await self._call(lambda worker: worker.run_calls.remote(source, entry_point, inputs, limits))
+
+    async def run_stdin(self, source: str, stdins: Sequence[str], limits: Any) -> list[RunOutput]:
+        """A program's outputs on `stdins`."""
+        self.programs += 1
+        return await self._call(lambda worker: worker.run_stdin.remote(source, stdins, limits))
+
+    async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        least = min(self._outstanding)
+        index = self._order.choice([i for i, n in enumerate(self._outstanding) if n == least])
+        self._outstanding[index] += 1
+        try:
+            return await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S)
+        finally:
+            self._outstanding[index] -= 1

@@ -1,0 +1,119 @@
+"""The command line. Imports nothing heavy before it knows that the input is good."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reasoning.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(BAD_INPUT, f"o1coder: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="o1coder", description="Self-play reinforcement learning for code reasoning.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    train = commands.add_parser("train", help="run the self-play loop", description="Run the self-play loop.")
+    train.add_argument(
+        "--budget", default="laptop", metavar="NAME", help="tiny, laptop, or a YAML file (default: laptop)"
+    )
+    train.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: runs/TIME-ID)")
+    train.add_argument("--resume", metavar="DIR", help="go on with the run in DIR from its last finished stage")
+    train.add_argument("--seed", metavar="N")
+    train.add_argument("--model", metavar="NAME", help="alias, directory or hub id (default: smollm2-135m)")
+    train.add_argument("--problems", metavar="SOURCE", help="bundled, mbpp, FILE.jsonl or a hub id (default: bundled)")
+    train.add_argument("--ids", metavar="ID", nargs="+", help="only these problems")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of `o1coder config`")
+    show = commands.add_parser("config", help="print every setting with its value")
+    show.add_argument("--budget", default="laptop", metavar="NAME")
+    show.add_argument("overrides", nargs="*", metavar="section.key=value")
+    test = commands.add_parser("test", help="run the tests: all, or `test unit`")
+    test.add_argument("what", nargs="?", default="all", metavar="all|unit|PYTEST ARGUMENTS")
+    commands.add_parser("lint", help="ruff, mypy and the import contract")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(given)
+    try:
+        match options.command:
+            case "train":
+                return _train(options, rest, given)
+            case "config":
+                return _config(options)
+            case "test":
+                return _test(options.what, rest)
+            case "lint":
+                return _lint()
+            case _:
+                parser.print_help()
+                return 0 if not given else BAD_INPUT
+    except InputError as error:
+        print(f"o1coder: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
+    named = [f"{name}={value}" for name in ("seed", "model", "problems") if (value := getattr(options, name, None))]
+    overrides = list(options.overrides)
+    if getattr(options, "ids", None):
+        # argparse takes overrides that follow --ids for ids.
+        ids = [i for i in options.ids if "=" not in i]
+        overrides += [i for i in options.ids if "=" in i]
+        named.append("ids=[" + ", ".join(f"'{i}'" for i in ids) + "]")
+    return (*named, *overrides)
+
+
+def _train(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> int:
+    if rest:
+        raise InputError("argument", rest[0], "an option of `o1coder train --help`, or section.key=value", "unknown")
+    if options.resume and options.run_dir:
+        raise InputError("run-dir", options.run_dir, "either --run-dir or --resume", "--resume names the run already")
+    from rich.console import Console
+
+    from cluster.train import TrainRequest, train
+
+    request = TrainRequest(options.budget, options.run_dir, options.resume, _overrides(options))
+    return train(request, Console(), ["./o1coder", *given])
+
+
+def _config(options: argparse.Namespace) -> int:
+    from cluster import config
+
+    print(config.load(options.budget, options.overrides).dump(), end="")
+    return 0
+
+
+def _test(what: str, rest: Sequence[str]) -> int:
+    selections = {"all": [], "unit": ["-m", "not slow and not e2e and not gpu"]}
+    arguments = selections[what] if what in selections else [what]
+    return subprocess.call([sys.executable, "-m", "pytest", *arguments, *rest], cwd=ROOT)
+
+
+def _lint() -> int:
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    checks = (
+        [str(scripts / "ruff"), "check", "."],
+        [str(scripts / "ruff"), "format", "--check", "."],
+        [sys.executable, "-m", "mypy"],
+        [str(scripts / "lint-imports")],
+    )
+    return max(subprocess.call(check, cwd=ROOT, env=environment) for check in checks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""The configuration of a run: typed, strict, from a YAML file and dotted overrides. Imports without Ray or torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reasoning.errors import InputError
+from reasoning.search import SearchSettings
+from sandbox import Limits
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+BUDGETS = ("tiny", "laptop")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineConfig(_Section):
+    """vLLM engines that run the search."""
+
+    max_model_len: int = Field(default=2048, ge=256, le=1_000_000, description="tokens of prompt and steps together")
+    max_num_seqs: int = Field(default=64, ge=1, le=4096, description="sequences that an engine runs at a time")
+    kv_cache_gib: int = Field(default=1, ge=1, le=4096, description="CPU memory for keys and values, GiB")
+    gpus: float = Field(default=0, ge=0, description="GPUs of an engine; 0 runs on CPU")
+
+
+class LearnerConfig(_Section):
+    """DeepSpeed ranks; policy, PRM and TCG learners take turns on them."""
+
+    ranks: int = Field(default=1, ge=1, le=1024)
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    threads: int = Field(default=2, ge=1, le=512, description="CPU threads of a rank")
+    gpus: float = Field(default=0, ge=0, description="GPUs of a rank; 0 runs on CPU")
+    micro_tokens: int = Field(default=2048, ge=64, description="padded tokens of a micro-batch")
+    max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
+    deadline_s: float = Field(default=3600, gt=0, description="of one fit")
+
+
+class SandboxConfig(_Section):
+    """Workers that run and judge programs."""
+
+    workers: int = Field(default=2, ge=1, le=1024)
+    slots: int = Field(default=1, ge=1, le=256, description="programs that a worker runs at a time")
+    min_level: int = Field(default=1, ge=1, le=3, description="refuse to start below: 1 seccomp, 2 landlock, 3 cell")
+    cpu_s: float = Field(default=2.0, gt=0, le=600, description="CPU seconds of one test")
+    memory_mb: int = Field(default=512, ge=64, le=65536, description="address space of one test")
+
+    def limits(self) -> Limits:
+        return Limits(cpu_s=self.cpu_s, memory_mb=self.memory_mb)
+
+
+class TcgConfig(_Section):
+    """Test case generator: training, generation, quality bar (method section 2)."""
+
+    sft_completions: int = Field(default=1, ge=0, le=64, description="completions per training problem; 0 skips SFT")
+    sft_epochs: int = Field(default=1, ge=1, le=100)
+    dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
+    beta: float = Field(default=0.1, gt=0, le=10)
+    learning_rate: float = Field(default=3e-5, gt=0, lt=1)
+    dpo_learning_rate: float = Field(default=5e-6, gt=0, lt=1)
+    batch_size: int = Field(default=8, ge=1)
+    prompts: int = Field(default=1, ge=1, le=64, description="prompts per problem; each asks for three cases")
+    max_tokens: int = Field(default=160, ge=16, le=4096)
+    temperature: float = Field(default=0.8, gt=0, le=2)
+    measure_problems: int = Field(default=16, ge=1, description="problems on which the SFT-only generator is measured")
+    suite_size: int = Field(default=8, ge=2, le=256, description="tests that decide a reward")
+    mutants: int = Field(default=8, ge=0, le=1000, description="faulty programs per problem, to measure suites with")
+    kill_bar: float = Field(default=0.5, ge=0, le=1, description="suites that reject a smaller share are refused")
+
+
+class SearchConfig(SearchSettings):
+    """Tree search over the training problems (method section 3)."""
+
+    problems: int = Field(default=48, ge=1, description="training problems searched per round")
+    trees_in_flight: int = Field(default=16, ge=1, le=100_000)
+    shots: int = Field(default=2, ge=0, le=8, description="demonstrations in the prompt before the first SFT")
+
+    def settings(self) -> SearchSettings:
+        return SearchSettings(**{name: getattr(self, name) for name in SearchSettings.model_fields})
+
+
+class NewDataConfig(_Section):
+    """Search with the updated policy and the PRM, at the end of a round."""
+
+    problems: int = Field(default=24, ge=0)
+    token_budget: int = Field(default=1000, ge=64)
+    rollout_weight: float = Field(default=0.5, ge=0, le=1, description="lambda; below 1 the PRM counts")
+
+
+class SftConfig(_Section):
+    """Policy SFT on D+ and, in the first round, on the demonstrations (method section 4)."""
+
+    epochs: int = Field(default=2, ge=1, le=100)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=2e-5, gt=0, lt=1)
+    demonstrations: int = Field(default=40, ge=0, description="how many demonstrations are trained on, first round")
+    per_problem: int = Field(default=2, ge=1, description="solved paths per problem")
+
+
+class PrmConfig(_Section):
+    """Process reward model: point-wise, soft labels, split by problem (method section 4)."""
+
+    epochs: int = Field(default=1, ge=1, le=100)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=3e-5, gt=0, lt=1)
+    token_budget: int = Field(default=24_000, ge=512, description="training tokens per epoch")
+    held_out: float = Field(default=0.25, gt=0, lt=1, description="share of problems kept for measuring")
+
+
+class RlConfig(_Section):
+    """Group-relative policy RL with process rewards (method section 5)."""
+
+    problems: int = Field(default=24, ge=1)
+    group: int = Field(default=6, ge=2, le=1024, description="paths sampled per problem")
+    epochs: int = Field(default=1, ge=1, le=16)
+    batch_size: int = Field(default=24, ge=1)
+    learning_rate: float = Field(default=5e-6, gt=0, lt=1)
+    process_weight: float = Field(default=0.5, ge=0, le=10)
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    truncation: float = Field(default=2.0, ge=1, description="largest importance weight")
+    token_budget: int = Field(default=20_000, ge=512, description="training tokens per epoch")
+
+
+class EvalConfig(_Section):
+    """Held-out evaluation without search (method section 7)."""
+
+    samples: int = Field(default=8, ge=1, le=1024, description="paths per problem for pass@1")
+    temperature: float = Field(default=0.6, gt=0, le=2)
+    greedy: bool = True
+    problems: int = Field(default=16, ge=1, description="held-out problems at most")
+
+
+class WandbConfig(_Section):
+    """Weights & Biases; `auto` is online where a key is configured, else offline."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = Field(default="o1coder", min_length=1)
+
+
+class RunConfig(_Section):
+    """Everything that decides a run. The same file gives the same run on another machine."""
+
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    model: str = Field(default="smollm2-135m", min_length=1, description="alias, directory, or hub id")
+    problems: str = Field(default="bundled", min_length=1, description="bundled, mbpp, FILE.jsonl, or a hub id")
+    ids: tuple[str, ...] = Field(default=(), description="only these problems; all where empty")
+    skip_bad_rows: bool = Field(default=False, description="go on without the bad rows of a problem file, naming each")
+    rounds: int = Field(default=1, ge=1, le=10_000)
+    engine: EngineConfig = EngineConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    tcg: TcgConfig = TcgConfig()
+    search: SearchConfig = SearchConfig()
+    sft: SftConfig = SftConfig()
+    prm: PrmConfig = PrmConfig()
+    rl: RlConfig = RlConfig()
+    new_data: NewDataConfig = NewDataConfig()
+    eval: EvalConfig = EvalConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    def dump(self) -> str:
+        """The resolved configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a budget name or YAML file, with overrides such as `search.samples=8`.
+
+    Raises:
+        InputError: naming the field, the value and a legal one.
+    """
+    path = CONFIGS / f"{source}.yaml" if str(source) in BUDGETS else Path(source)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError("config", str(source), f"one of {', '.join(BUDGETS)} or an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError("config", str(path), "a readable YAML file", " ".join(str(error).split())) from error
+    if not isinstance(raw, dict):
+        raise InputError("config", str(path), "a YAML mapping of settings", f"holds a {type(raw).__name__}")
+    for override in overrides:
+        _apply(raw, override)
+    return parse(raw)
+
+
+def parse(raw: dict[str, Any]) -> RunConfig:
+    """Raises InputError for the first thing that is wrong."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error.errors()[0]) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise InputError("override", override, "section.key=value, such as search.samples=8")
+    *sections, leaf = key.strip().lstrip("-").split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise InputError(
+                "override", override, "section.key=value, such as search.samples=8", f"{section} is no section"
+            )
+    try:
+        parsed = yaml.safe_load(value)
+        if isinstance(parsed, str):
+            parsed = _number(parsed)
+        place[leaf] = parsed
+    except yaml.YAMLError:
+        place[leaf] = value
+
+
+def _number(text: str) -> str | float:
+    # YAML 1.1 reads 3e-5 as text.
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: Any) -> InputError:
+    where = ".".join(str(part) for part in error["loc"])
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        names = dict(_fields())
+        close = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
+        leaf = difflib.get_close_matches(where.split(".")[-1], [n.split(".")[-1] for n in names], n=1, cutoff=0.6)
+        if not close and leaf:
+            close = [n for n in names if n.split(".")[-1] == leaf[0]][:1]
+        siblings = [n for n in names if n.rpartition(".")[0] == where.rpartition(".")[0]]
+        legal = f"{close[0]!r}" if close else f"one of {', '.join(siblings)}"
+        return InputError(where, value, legal, "unknown setting")
+    return InputError(where or "config", value, _legal(where), error["msg"])
+
+
+def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        yield prefix + name, field
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _fields(annotation, f"{prefix}{name}.")
+
+
+def _legal(where: str) -> str:
+    field = dict(_fields()).get(where)
+    if field is None:
+        parent = dict(_fields()).get(where.rpartition(".")[0])
+        return f"a list such as {list(parent.default) or ['1']}" if parent is not None else "a legal value"
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(get_args(field.annotation))
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return "a mapping of settings"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        field.annotation, "a value"
+    )
+    return " ".join([kind, " and ".join(bounds)]).strip() + f", such as {field.default!r}"
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every setting, for the documentation."""
+    rows = []
+    for name, field in _fields():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            rows.append((name, str(field.default), field.description or ""))
+    return rows

@@ -1,0 +1,184 @@
+"""What the stages of a run share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.tokens import Tokens
+from cluster.config import RunConfig
+from cluster.progress import ProgressDisplay
+from cluster.run_dir import RunDir
+from cluster.store import ProcessDataStore
+from cluster.weight_sync import SyncReport, WeightSync
+from cluster.workers import Workers
+from learners.training import FitSettings
+from reasoning.prompts import PolicyPrompts
+from reasoning.records import Demonstration, Problem
+from reasoning.records import Path as SearchPath
+
+
+@dataclass(slots=True)
+class RunContext:
+    """One run in progress. Stages read their inputs from disk and leave their outputs there; `state` is what
+    `state.json` holds and all that a resume needs besides."""
+
+    config: RunConfig
+    dir: RunDir
+    model: Path
+    tokens: Tokens
+    problems: list[Problem]
+    demonstrations: list[Demonstration]
+    demonstration_problems: list[Problem]
+    workers: Workers
+    display: ProgressDisplay
+    state: dict[str, Any]
+    sync: WeightSync | None = None
+    peak_memory: int = 0
+    _ticked: float = 0.0
+    _counters: tuple[float, int, int] = (0.0, 0, 0)
+    _prompts: dict[int, PolicyPrompts] = field(default_factory=dict)
+
+    # --- problems and prompts ---
+
+    @property
+    def train(self) -> list[Problem]:
+        return [p for p in self.problems if p.split == "train"]
+
+    @property
+    def held_out(self) -> list[Problem]:
+        return [p for p in self.problems if p.split == "heldout"]
+
+    @property
+    def store(self) -> ProcessDataStore:
+        return ProcessDataStore(self.dir.data)
+
+    @property
+    def shots(self) -> int:
+        """Demonstrations in the prompt: those of the config until the policy has been fine-tuned, none after."""
+        return 0 if self.state.get("policy") else self.config.search.shots
+
+    def prompts(self, shots: int) -> PolicyPrompts:
+        if shots not in self._prompts:
+            by_id = {p.id: p for p in [*self.demonstration_problems, *self.problems]}
+            self._prompts[shots] = PolicyPrompts(self.tokens.encode_chat, self.demonstrations, by_id, shots)
+        return self._prompts[shots]
+
+    def tell_prompts(self) -> None:
+        """Tell the rollout workers which demonstrations to show."""
+        known = [*self.demonstration_problems, *self.problems]
+        calls = [w.set_prompts.remote(self.demonstrations, known, self.shots) for w in self.workers.rollouts]
+        ray.get(calls, timeout=60)
+
+    def with_own_prompt(self, path: SearchPath, problem: Problem) -> SearchPath:
+        """The path after the prompt without demonstrations, as learners see it."""
+        return path.model_copy(update={"prompt_ids": self.prompts(0).ids(problem)})
+
+    # --- models ---
+
+    @property
+    def policy(self) -> Path:
+        """The latest policy in Hugging Face format."""
+        name = self.state.get("policy")
+        return self.dir.path / name if name else self.model
+
+    def checkpoint(self, name: str) -> str:
+        """Export the learner's model to `checkpoints/<name>`; returns the path relative to the run."""
+        scratch = self.dir.stage_dir(name)
+        self.workers.learner.export(scratch)
+        self.dir.publish_dir(scratch, f"checkpoints/{name}")
+        return f"checkpoints/{name}"
+
+    def publish(self, source: Path, expected: Sequence[Sequence[float]], round_: int) -> SyncReport:
+        """Put weights into every engine, verified, and log the sync."""
+        assert self.sync is not None
+        report = self.sync.publish(source, expected)
+        self.state["weight_version"] = report.version
+        self.log(
+            {
+                "sync/version": report.version,
+                "sync/seconds": report.seconds,
+                "sync/probe_to_new": report.to_new,
+                "sync/probe_to_old": report.to_old,
+            },
+            round_,
+        )
+        self.state.setdefault("sync_seconds", []).append(round(report.seconds, 3))
+        return report
+
+    def publish_learner(self, round_: int) -> SyncReport:
+        """Put the learner's weights into every engine; the learner's own log-probabilities are the proof."""
+        file = self.transfer / f"weights-{self.state.get('weight_version', 0) + 1}.safetensors"
+        assert self.sync is not None
+        try:
+            self.workers.learner.publish(file)
+            expected = self.workers.learner.sequence_logprobs(self.sync.probe, self.fit_settings(1, 1))
+            return self.publish(file, expected, round_)
+        finally:
+            file.unlink(missing_ok=True)
+
+    @property
+    def transfer(self) -> Path:
+        return Path(self.state["transfer"])
+
+    def fit_settings(self, batch_size: int, epochs: int) -> FitSettings:
+        c = self.config
+        return FitSettings(batch_size, epochs, c.learner.micro_tokens, self.tokens.pad_id, c.seed)
+
+    def fit(
+        self, objective: str, data: Sequence[Any], settings: FitSettings, round_: int, **options: float
+    ) -> list[Any]:
+        """Train and show it: progress, and every optimizer step in the metrics."""
+
+        def on_row(row: dict[str, float]) -> None:
+            step = self.state["learner_step"] = self.state.get("learner_step", 0) + 1
+            progress = row.pop(f"{objective}/progress", 0.0)
+            tracked = {k: v for k, v in row.items() if v == v and abs(v) != float("inf")}
+            self.log(tracked, round_, {"learner/step": step})
+            loss, speed = row.get(f"{objective}/loss", 0.0), row.get(f"{objective}/tokens_per_s", 0.0)
+            self.display.update(done=round(100 * progress), total=100, loss=round(loss, 4), tokens_per_s=round(speed))
+            self.tick()
+
+        deadline = self.config.learner.deadline_s
+        return self.workers.learner.fit(objective, data, settings, deadline, on_row, **options)
+
+    # --- telling people ---
+
+    def log(self, metrics: Mapping[str, float], round_: int, axes: Mapping[str, float] | None = None) -> None:
+        """One line of metrics with its axes."""
+        ray.get(self.workers.tracker.log.remote(dict(metrics), {"round": round_, **(axes or {})}), timeout=60)
+
+    def tick(self) -> None:
+        """Once in a while: note processes and memory."""
+        now = time.monotonic()
+        if now - self._ticked > 10:
+            self._ticked = now
+            self.peak_memory = max(self.peak_memory, self.workers.note_processes())
+
+    def speeds(self) -> dict[str, float]:
+        """Sampled tokens/s and programs/s since the last call."""
+        counters = ray.get([w.counters.remote() for w in self.workers.rollouts], timeout=60)
+        now = (time.monotonic(), sum(c.sampled_tokens for c in counters), sum(c.programs for c in counters))
+        before, self._counters = self._counters, now
+        seconds = max(1e-6, now[0] - before[0])
+        return {"tokens_per_s": (now[1] - before[1]) / seconds, "programs_per_s": (now[2] - before[2]) / seconds}
+
+    def live(self, fields: Callable[[], dict[str, float | int | str]]) -> Callable[[], None]:
+        """A tick for `flow.stream`: shows `fields` and the speeds, every two seconds."""
+        last = 0.0
+
+        def tick() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= 2.0:
+                last = now
+                rates = {name: round(value, 1) for name, value in self.speeds().items()}
+                self.display.update(**fields(), **rates)
+                self.tick()
+
+        return tick

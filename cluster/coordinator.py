@@ -1,0 +1,126 @@
+"""The self-play loop: Algorithm 1 of the paper, one stage after the other, resumable between any two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cluster.context import RunContext
+from cluster.stage_eval import evaluate
+from cluster.stage_learn import policy_rl, policy_sft, prm
+from cluster.stage_search import new_data, search
+from cluster.stage_tcg import tcg
+from cluster.weight_sync import WeightSync, transfer_dir
+from cluster.workers import ENGINE_START_S
+from reasoning.steps import render
+
+Stage = Callable[[RunContext, int], dict[str, Any]]
+
+ROUND: tuple[tuple[str, Stage], ...] = (
+    ("tcg", tcg),  # 1. train the test case generator; its suites decide rewards
+    ("search", search),  # 2. MCTS with the policy: D_process
+    ("policy_sft", policy_sft),  # 3. fine-tune the policy on D+
+    ("prm", prm),  # 4. fit the process reward model on step values
+    ("policy_rl", policy_rl),  # 5. outcome and process rewards, aggregated: improve the policy
+    ("new_data", new_data),  # 6. D <- D + D' with the updated policy
+)
+ESTIMATES = {"eval before": 70, "tcg": 220, "search": 180, "policy_sft": 150, "prm": 110, "policy_rl": 200}
+ESTIMATES |= {"new_data": 90, "eval after": 70, "start": 60}
+PROBE_SEQUENCES = 4
+PROBE_TOKENS = 96
+
+
+class Coordinator:
+    """Runs the stages of a run that are not finished yet."""
+
+    def __init__(self, run: RunContext) -> None:
+        self.run = run
+        self.done: dict[str, Any] = run.state.setdefault("stages", {})
+
+    def go(self) -> None:
+        """Everything from the evaluation before to the evaluation after the last round."""
+        self.stage("eval before", 0, lambda run, round_: evaluate(run, round_, "before"))
+        for round_ in range(1, self.run.config.rounds + 1):
+            for name, work in ROUND:
+                self.stage(name, round_, work)
+            self.stage("eval after", round_, lambda run, r: evaluate(run, r, f"after-round-{r}"))
+            self._keep_best(round_)
+
+    def names(self) -> list[str]:
+        """The stages as they are shown."""
+        rounds = self.run.config.rounds
+        shown = ["start", "eval before"]
+        for round_ in range(1, rounds + 1):
+            shown += [self._label(name, round_) for name, _ in ROUND] + [self._label("eval after", round_)]
+        return shown
+
+    def stage(self, name: str, round_: int, work: Stage) -> None:
+        """Run one stage, unless an earlier process finished it, and make its end durable."""
+        key = f"{round_}/{name}"
+        label = self._label(name, round_)
+        if key in self.done:
+            self.run.display.skip_stage(label, "finished earlier")
+            return
+        self.run.display.start_stage(label)
+        started = time.monotonic()
+        result = work(self.run, round_)
+        seconds = round(time.monotonic() - started, 1)
+        note = str(result.get("note") or result.get("skipped") or "")
+        self.done[key] = {"seconds": seconds, **result}
+        self.save()
+        self.run.log({f"stage/{name.replace(' ', '_')}_s": seconds}, round_)
+        self.run.display.end_stage(f"skipped: {note}" if "skipped" in result else note)
+
+    def save(self) -> None:
+        """Write `state.json`; the counters of the workers go with it, so that a resume adds to them."""
+        self.run.dir.write_state(self.run.state)
+
+    def start(self) -> str:
+        """Start engines, prompts and weight sync; returns a line for people."""
+        run = self.run
+        run.display.start_stage("start")
+        need = sum(f.stat().st_size for f in run.model.glob("*.safetensors"))
+        run.state["transfer"] = str(transfer_dir(run.dir.id, need, run.dir.path / "transfer"))
+        starting = run.workers.launch_rollouts()
+        _ = run.workers.learner  # its processes start while the engine does
+        seconds = max(ray.get(starting, timeout=ENGINE_START_S))
+        run.tell_prompts()
+        run.sync = WeightSync(run.workers.rollouts, self._probe(), run.state.get("weight_version", 0))
+        if run.state.get("policy"):
+            run.state["resumed_policy"] = run.state["policy"]
+            self._republish()
+        run.display.end_stage(f"engine up in {seconds:.0f} s")
+        return f"engine up in {seconds:.0f} s"
+
+    def _republish(self) -> None:
+        """After a resume the engine holds the base model; give it the policy, proven by the learner."""
+        from cluster.stage_learn import spec
+
+        self.run.workers.learner.load(spec(self.run, self.run.policy, "policy", 1e-6), self.run.config.seed)
+        self.run.publish_learner(self.run.config.rounds)
+        self.run.workers.learner.release()
+
+    def _probe(self) -> list[list[int]]:
+        """Fixed texts on which weights are told apart: demonstrations after their prompts."""
+        run = self.run
+        problems = {p.id: p for p in run.demonstration_problems}
+        chosen = run.demonstrations[:PROBE_SEQUENCES]
+        texts = [problems[d.problem_id].question + "\n" + render(d.steps) for d in chosen]
+        return [run.tokens.encode(text)[:PROBE_TOKENS] for text in texts]
+
+    def _keep_best(self, round_: int) -> None:
+        """Remember the checkpoint with the best held-out pass@1; the model of the start counts too."""
+        best = self.run.state.get("best")
+        candidates = [(0, self.done["0/eval before"]["pass_at_1"], ""), (round_, 0.0, self.run.state.get("policy", ""))]
+        candidates[1] = (round_, self.done[f"{round_}/eval after"]["pass_at_1"], candidates[1][2])
+        for number, rate, policy in candidates:
+            if best is None or rate > best["pass_at_1"]:
+                best = {"round": number, "pass_at_1": rate, "policy": policy}
+        self.run.state["best"] = best
+        self.save()
+
+    def _label(self, name: str, round_: int) -> str:
+        return name if self.run.config.rounds == 1 or name == "eval before" else f"{name} (round {round_})"

@@ -1,0 +1,236 @@
+"""Policy SFT, PRM fit and policy RL (method sections 4 and 5)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from cluster import flow
+from cluster.context import RunContext
+from learners.batches import Example
+from learners.learner import LearnerSpec
+from reasoning.advantages import group_relative
+from reasoning.budgets import within_tokens
+from reasoning.estimators import auc, calibration_error
+from reasoning.labels import held_out, label_counts, solved_paths, step_labels
+from reasoning.records import Path, StepLabel, Trajectory, mean
+from reasoning.steps import StepCodec, completion
+
+CALL_DEADLINE_S = 600.0
+
+
+def spec(run: RunContext, model: Any, kind: str, learning_rate: float) -> LearnerSpec:
+    return LearnerSpec(
+        model=str(model),
+        kind=kind,
+        learning_rate=learning_rate,
+        zero_stage=run.config.learner.zero_stage,  # type: ignore[arg-type]
+    )
+
+
+def search_paths(run: RunContext) -> list[Path]:
+    """D_process so far: every path that a search of this run found, after the prompt without demonstrations."""
+    problems = {p.id: p for p in run.train}
+    shards = sorted(p.stem for p in (run.dir.data / "paths").glob("round-*.parquet"))
+    paths = run.store.read_paths(shards)
+    return [run.with_own_prompt(p, problems[p.problem_id]) for p in paths if p.problem_id in problems]
+
+
+# --- policy SFT ---
+
+
+def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
+    """Fine-tune the policy on D+ (and on the demonstrations in the first round), then serve it without demonstrations."""
+    c = run.config.sft
+    chosen = solved_paths(search_paths(run), c.per_problem)
+    examples = [_path_example(path) for path in chosen]
+    if round_ == 1:
+        examples += _demonstration_examples(run, c.demonstrations)
+    longest = run.config.learner.max_tokens
+    kept = [e for e in examples if len(e.token_ids) <= longest]
+    if not kept:
+        return {"skipped": "no solved path and no demonstration to learn from"}
+    run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
+    history = run.fit("sft", kept, run.fit_settings(c.batch_size, c.epochs), round_)
+    run.state["policy"] = run.checkpoint(f"policy-round-{round_}-sft")
+    run.publish_learner(round_)
+    run.tell_prompts()
+    loss = history[-1]["sft/loss"]
+    return {
+        "examples": len(kept),
+        "solved_paths": len(chosen),
+        "too_long": len(examples) - len(kept),
+        "loss": loss,
+        "note": f"{len(chosen)} solved paths and {len(kept) - len(chosen)} demonstrations, loss {loss:.3f}",
+    }
+
+
+def _path_example(path: Path) -> Example:
+    ids, mask, _ = completion(path.steps)
+    prompt = path.prompt_ids
+    return Example((*prompt, *ids), (*[0] * len(prompt), *mask), path.problem_id)
+
+
+def _demonstration_examples(run: RunContext, count: int) -> list[Example]:
+    codec = StepCodec(run.tokens.encode)
+    problems = {p.id: p for p in run.demonstration_problems}
+    held = {p.id for p in run.held_out}
+    examples = []
+    for demonstration in [d for d in run.demonstrations if d.problem_id not in held][:count]:
+        prompt = run.prompts(0).ids(problems[demonstration.problem_id])
+        ids, mask = codec.demonstration(demonstration)
+        examples.append(Example((*prompt, *ids), (*[0] * len(prompt), *mask), demonstration.problem_id))
+    return examples
+
+
+# --- PRM ---
+
+
+def prm(run: RunContext, round_: int) -> dict[str, Any]:
+    """Fit the process reward model on soft step values; measure it on problems that it has not seen."""
+    c = run.config.prm
+    labels = step_labels(search_paths(run))
+    measure = [x for x in labels if held_out(x.problem_id, c.held_out)]
+    train = [x for x in labels if not held_out(x.problem_id, c.held_out)]
+    chosen, too_long = within_tokens(
+        train, _length, _problem, c.token_budget, run.config.learner.max_tokens, run.config.seed
+    )
+    measured, _ = within_tokens(
+        measure, _length, _problem, c.token_budget // 2, run.config.learner.max_tokens, run.config.seed
+    )
+    if not chosen:
+        return {"skipped": "no labelled step"}
+    run.workers.learner.load(spec(run, run.model, "value", c.learning_rate), run.config.seed)
+    settings = run.fit_settings(c.batch_size, c.epochs)
+    history = run.fit("prm", chosen, settings, round_)
+    quality = _measure(run, measured)
+    run.log({f"prm/{k}": v for k, v in quality.items() if v is not None}, round_)
+    run.store.write_records("labels", f"round-{round_}", chosen + measured)
+    run.state["prm"] = run.checkpoint(f"prm-round-{round_}")
+    shown = f"AUC {quality['auc']:.3f}" if quality["auc"] is not None else "AUC unknown (one class only)"
+    note = f"{len(chosen)} paths, loss {history[-1]['prm/loss']:.3f}, {shown} on {len(measured)} unseen paths"
+    return {"labels": len(chosen), "too_long": too_long, **quality, "note": note}
+
+
+def _measure(run: RunContext, labels: list[StepLabel]) -> dict[str, float | None]:
+    """AUC over sampled terminals (a step counts once per terminal below it), and calibration error against pass rates."""
+    if not labels:
+        return {"auc": None, "ece": None}
+    scores = run.workers.learner.step_scores(labels, run.fit_settings(1, 1), run.config.learner.deadline_s)
+    flat = [
+        (s, t, w)
+        for row, x in zip(scores, labels, strict=True)
+        for s, t, w in zip(row, x.targets, x.weights, strict=True)
+    ]
+    flat = [item for item in flat if item[2] > 0]
+    values, targets, weights = (list(column) for column in zip(*flat, strict=True)) if flat else ([], [], [])
+    counts = [label_counts(t, w) for t, w in zip(targets, weights, strict=True)]
+    return {
+        "auc": auc(values, [p for p, _ in counts], [n for _, n in counts]),
+        "ece": calibration_error(values, targets, weights),
+    }
+
+
+def _length(item: StepLabel | Trajectory) -> int:
+    return len(item.token_ids)
+
+
+def _problem(item: StepLabel | Trajectory) -> str:
+    return item.problem_id
+
+
+# --- policy RL ---
+
+
+def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
+    """Sample groups of paths with the current policy, score their steps with the PRM, and improve the policy."""
+    c = run.config.rl
+    paths = _sample_groups(run, round_)
+    run.store.write_paths(f"rl-round-{round_}", paths)
+    scores = _process_scores(run, paths)
+    trajectories = group_relative(paths, scores, c.process_weight)
+    chosen, too_long = within_tokens(
+        trajectories, _length, _problem, c.token_budget, run.config.learner.max_tokens, run.config.seed
+    )
+    solved = sum(p.solved for p in paths)
+    if not chosen:
+        return {"skipped": f"no group of {len(paths)} paths has anything to tell apart"}
+    run.store.write_records("trajectories", f"round-{round_}", chosen)
+    run.display.update(done=0, total=100)
+    run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
+    settings = run.fit_settings(c.batch_size, c.epochs)
+    history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
+    run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
+    sync = run.publish_learner(round_)
+    kl = history[0]["rl/mismatch_kl"]
+    return {
+        "paths": len(paths),
+        "passed": solved,
+        "trajectories": len(chosen),
+        "too_long": too_long,
+        "mean_outcome": mean([p.value or 0.0 for p in paths]),
+        "mismatch_kl": kl,
+        "version": sync.version,
+        "note": f"{len(chosen)} of {len(paths)} paths ({solved} passed), mismatch KL {kl:.4f}",
+    }
+
+
+def _sample_groups(run: RunContext, round_: int) -> list[Path]:
+    c = run.config.rl
+    suites = {s.problem_id: s for s in run.store.read_suites("current") if s.accepted}
+    problems = [p for p in run.train if p.id in suites]
+    # Problems that the search found neither trivial nor hopeless teach most; the others fill up.
+    rates = _pass_rates(run)
+    problems.sort(key=lambda p: (not 0 < rates.get(p.id, 0.0) < 1, p.id))
+    jobs = [(p, i) for p in problems[: c.problems] for i in range(c.group)]
+    settings = run.config.search.settings()
+    engines = itertools.cycle(run.workers.rollouts)
+    paths: list[Path] = []
+    lost = 0
+
+    def call(job: tuple[Any, int]) -> Callable[[], Any]:
+        problem, index = job
+        seed = run.config.seed * 1_000_003 + 104_729 * round_ + index
+        name = f"rl-round-{round_}/{problem.id}/{index}"
+        return lambda: next(engines).chain.remote(name, problem, suites[problem.id], settings, seed)
+
+    def on_result(path: Path | None) -> None:
+        nonlocal lost
+        if path is None:
+            lost += 1
+        else:
+            paths.append(path)
+        run.display.update(done=len(paths) + lost, total=len(jobs), solved=sum(p.solved for p in paths))
+
+    in_flight = 2 * run.config.engine.max_num_seqs * len(run.workers.rollouts)
+    flow.stream(map(call, jobs), in_flight, CALL_DEADLINE_S, "RL rollouts", on_result, run.live(dict))
+    return paths
+
+
+def _pass_rates(run: RunContext) -> dict[str, float]:
+    counts: dict[str, list[int]] = {}
+    for path in search_paths(run):
+        passed, total = counts.setdefault(path.problem_id, [0, 0])
+        counts[path.problem_id] = [passed + path.solved, total + 1]
+    return {name: passed / total for name, (passed, total) in counts.items()}
+
+
+def _process_scores(run: RunContext, paths: list[Path]) -> dict[int, list[float]]:
+    """PRM values of every step of every path, by index; nothing where there is no PRM."""
+    if not run.state.get("prm") or run.config.rl.process_weight == 0:
+        return {}
+    labels: list[StepLabel] = []
+    for path in paths:
+        ids = list(path.prompt_ids)
+        ends = []
+        for step in path.steps:
+            ids += step.header_ids + step.token_ids
+            ends.append(len(ids) - 1)
+        zeros = (0.0,) * len(ends)
+        labels.append(
+            StepLabel(problem_id=path.problem_id, token_ids=tuple(ids), ends=tuple(ends), targets=zeros, weights=zeros)
+        )
+    run.workers.learner.load(spec(run, run.dir.path / run.state["prm"], "value", 1e-6), run.config.seed)
+    scores = run.workers.learner.step_scores(labels, run.fit_settings(1, 1), run.config.learner.deadline_s)
+    return dict(enumerate(scores))

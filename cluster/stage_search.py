@@ -1,0 +1,151 @@
+"""Tree search over training problems: process data for the learners (method section 3)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from actors.rollout import TreeResult
+from cluster import flow
+from cluster.context import RunContext
+from reasoning.labels import pass_rate
+from reasoning.records import Path, Suite
+from reasoning.search import SearchSettings
+from sandbox import Submission, Verdict
+
+TREE_MARGIN_S = 300.0
+
+
+def search(run: RunContext, round_: int) -> dict[str, Any]:
+    """Search the training problems whose suites were accepted, with the policy as it is."""
+    c = run.config.search
+    return _search(run, round_, f"round-{round_}-search", c.problems, c.settings(), offset=(round_ - 1) * c.problems)
+
+
+def new_data(run: RunContext, round_: int) -> dict[str, Any]:
+    """Search again with the updated policy and the PRM's values: D <- D + D'."""
+    c = run.config.new_data
+    settings = run.config.search.settings().model_copy(
+        update={"token_budget": c.token_budget, "rollout_weight": c.rollout_weight}
+    )
+    prm = run.state.get("prm")
+    if c.problems == 0:
+        return {"skipped": "new_data.problems is 0"}
+    if prm and c.rollout_weight < 1:
+        run.workers.start_reward_model(run.dir.path / prm, run.tokens.pad_id)
+    try:
+        return _search(run, round_, f"round-{round_}-new", c.problems, settings, offset=round_ * c.problems)
+    finally:
+        run.workers.stop_reward_model()
+
+
+def _search(
+    run: RunContext, round_: int, shard: str, count: int, settings: SearchSettings, offset: int
+) -> dict[str, Any]:
+    suites = {s.problem_id: s for s in run.store.read_suites("current") if s.accepted}
+    candidates = [p for p in run.train if p.id in suites]
+    # Rounds take the problems in turn, so that a small round does not see the same ones for ever.
+    start = offset % max(1, len(candidates)) if count < len(candidates) else 0
+    problems = list(itertools.islice(itertools.cycle(candidates), start, start + min(count, len(candidates))))
+    engines = itertools.cycle(run.workers.rollouts)
+    results: list[TreeResult] = []
+    started = time.monotonic()
+    folder = run.dir.trees / shard
+    folder.mkdir(parents=True, exist_ok=True)
+    by_id = {p.id: p for p in problems}
+
+    def call(index: int) -> Callable[[], Any]:
+        problem = problems[index]
+        seed = run.config.seed * 1_000_003 + 7919 * round_ + index
+        tree_id = f"{shard}/{problem.id}"
+        return lambda: next(engines).search.remote(tree_id, problem, suites[problem.id], settings, seed)
+
+    def on_result(result: TreeResult) -> None:
+        results.append(result)
+        _write_tree(run, folder, result, settings)
+
+    def fields() -> dict[str, float | int | str]:
+        run.display.update(done=len(results), total=len(problems))
+        return {"trees": f"{len(results)}/{len(problems)}", "solved": sum(r.solved for r in results)}
+
+    run.speeds()
+    calls = map(call, range(len(problems)))
+    deadline = settings.seconds + TREE_MARGIN_S
+    flow.stream(calls, run.config.search.trees_in_flight, deadline, shard, on_result, run.live(fields))
+    seconds = max(1e-6, time.monotonic() - started)
+    paths = [path for result in results for path in result.paths]
+    run.store.write_paths(shard, paths)
+    solved = sorted(r.problem_id for r in results if r.solved)
+    gap = _holdout_gap(run, paths, by_id, suites)
+    summary = _metrics(results, paths, seconds, len(solved))
+    run.log({**summary, **({"search/holdout_gap": gap} if gap is not None else {})}, round_)
+    return {
+        "shard": shard,
+        "problems": len(problems),
+        "solved": solved,
+        "searched": [p.id for p in problems],
+        "tokens": sum(r.tokens for r in results),
+        "programs": sum(1 for p in paths if p.program is not None),
+        "holdout_gap": gap,
+        "note": f"{len(solved)} of {len(problems)} problems solved, {len(paths)} paths",
+    }
+
+
+def _metrics(results: list[TreeResult], paths: list[Path], seconds: float, solved: int) -> dict[str, float]:
+    tokens = sum(r.tokens for r in results)
+    programs = sum(1 for p in paths if p.program is not None)
+    return {
+        "search/solved": solved,
+        "search/problems": len(results),
+        "search/tokens_per_s": tokens / seconds,
+        "search/tokens": tokens,
+        "search/paths": len(paths),
+        "search/pass_rate": pass_rate(paths),
+        "search/duplicates": sum(r.duplicates for r in results),
+        "search/infra_errors": sum(r.infra_errors for r in results),
+        "search/mean_steps": sum(len(p.steps) for p in paths) / max(1, len(paths)),
+        "sandbox/programs_per_s": programs / seconds,
+    }
+
+
+def _write_tree(run: RunContext, folder: Any, result: TreeResult, settings: SearchSettings) -> None:
+    record = {
+        "tree_id": result.tree_id,
+        "problem_id": result.problem_id,
+        "settings": settings.model_dump(),
+        "reason": result.reason,
+        "seconds": result.seconds,
+        "tokens": result.tokens,
+        "nodes": result.nodes,
+        "events": result.events,
+    }
+    name = result.problem_id.replace("/", "-") + ".json"
+    run.dir.write_atomic(folder / name, json.dumps(record))
+
+
+def _holdout_gap(
+    run: RunContext, paths: list[Path], problems: dict[str, Any], suites: dict[str, Suite]
+) -> float | None:
+    """Share of programs that pass their suite but fail the tests kept apart; None where nothing can be said.
+
+    The held-out tests never touch a reward: this is what tells whether the reward is being cheated.
+    """
+    programs = {(p.problem_id, p.program) for p in paths if p.solved and suites[p.problem_id].holdout}
+    if not programs:
+        return None
+    limits = run.config.sandbox.limits()
+    workers = itertools.cycle(run.workers.sandboxes)
+    calls = []
+    for problem_id, program in sorted(programs, key=str):
+        cases = [t.case for t in suites[problem_id].holdout]
+        entry_point = problems[problem_id].entry_point
+        submission = Submission(source=program, entry_point=entry_point, cases=cases, limits=limits)
+        calls.append(next(workers).judge.remote(submission))
+    verdicts = [r.verdict for r in ray.get(calls, timeout=600)]
+    known = [v for v in verdicts if v is not Verdict.SANDBOX_ERROR]
+    return sum(v is not Verdict.ACCEPTED for v in known) / len(known) if known else None

@@ -1,0 +1,245 @@
+"""The test case generator: SFT, DPO, generation, and the suites that decide rewards (method section 2)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.engine import Draw
+from actors.sandbox_pool import SandboxPool
+from cluster.context import RunContext
+from cluster.stage_learn import spec
+from learners.batches import Example, PreferenceExample
+from reasoning.mutants import mutants
+from reasoning.records import Origin, Problem, ProblemTest, Suite, mean
+from reasoning.suites import assemble, judge_quality, tests_by_origin
+from reasoning.test_cases import ParsedCase, make_test, parse_cases, preference_pairs, sft_completions, tcg_messages
+from sandbox import CallCase, RunOutput, StdioCase, Submission, Verdict
+
+GENERATION_DEADLINE_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the generator wrote for one problem. `tests`: inputs on which all references ran and agreed, with their
+    outputs; `right`: cases whose model-written output is the reference's; `cases`: all that could be read."""
+
+    tests: list[ProblemTest]
+    cases: int
+    right: int
+
+
+def tcg(run: RunContext, round_: int) -> dict[str, Any]:
+    """Train the generator, generate, execute references for the outputs, and decide which suites may score rewards."""
+    c = run.config.tcg
+    problems = run.train
+    rng = random.Random(run.config.seed)
+    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None}
+    base_scores = run.sync.current_scores() if run.sync is not None else []
+    trained = _train_sft(run, round_, problems, rng)
+    generated: dict[str, Generated] = {}
+    if trained:
+        run.publish_learner(round_)
+        if c.dpo_pairs:
+            measured = _generate(run, problems[: c.measure_problems], seed=1)
+            result["accuracy_sft"] = _accuracy(measured)
+            _train_dpo(run, round_, problems, rng)
+            run.publish_learner(round_)
+        run.checkpoint(f"tcg-round-{round_}")
+        generated = _generate(run, problems, seed=2)
+        result["accuracy_dpo" if c.dpo_pairs else "accuracy_sft"] = _accuracy(generated)
+        run.workers.learner.release()
+        # The engine goes back to the policy's weights; what it said under them before is the proof.
+        run.publish(run.policy, base_scores, round_)
+    suites = asyncio.run(_suites(run, problems, generated))
+    run.store.write_suites("current", suites)
+    run.store.write_suites(f"round-{round_}", suites)
+    return _report(run, round_, suites, generated, result)
+
+
+def _report(
+    run: RunContext, round_: int, suites: list[Suite], generated: dict[str, Generated], result: dict[str, Any]
+) -> dict[str, Any]:
+    origins = tests_by_origin(suites)
+    refused = [s for s in suites if not s.accepted]
+    rates = [s.kill_rate for s in suites if s.kill_rate is not None]
+    accuracy = result["accuracy_dpo"] if result["accuracy_dpo"] is not None else result["accuracy_sft"]
+    metrics: dict[str, float] = {
+        "tcg/suites": len(suites),
+        "tcg/suites_refused": len(refused),
+        "tcg/generated_cases": sum(g.cases for g in generated.values()),
+        "tcg/valid_tests": sum(len(g.tests) for g in generated.values()),
+        "tcg/kill_rate": mean(rates),
+        **{f"tcg/tests_{name}": n for name, n in origins.items()},
+    }
+    for name, value in (("tcg/output_accuracy", accuracy), ("tcg/output_accuracy_sft", result["accuracy_sft"])):
+        if value is not None:
+            metrics[name] = value
+    run.log(metrics, round_)
+    shown = "none generated" if accuracy is None else f"output accuracy {100 * accuracy:.0f} %"
+    result.update(
+        origins=origins,
+        refused=[{"problem": s.problem_id, "reason": s.reason} for s in refused],
+        kill_rate=mean(rates),
+        note=f"{sum(origins.values())} tests ({origins['reference']} generated), {len(refused)} suites refused, {shown}",
+    )
+    return result
+
+
+# --- training ---
+
+
+def _prompt(run: RunContext, problem: Problem) -> list[int]:
+    return run.tokens.encode_chat(tcg_messages(problem, problem.references[0]))
+
+
+def _example(run: RunContext, problem: Problem, prompt: Sequence[int], completion: str) -> Example:
+    ids = [*run.tokens.encode(completion), *run.tokens.end_ids]
+    return Example((*prompt, *ids), (*[0] * len(prompt), *[1] * len(ids)), problem.id)
+
+
+def _train_sft(run: RunContext, round_: int, problems: Sequence[Problem], rng: random.Random) -> bool:
+    c = run.config.tcg
+    examples = []
+    for problem in problems:
+        prompt = _prompt(run, problem)
+        examples += [_example(run, problem, prompt, text) for text in sft_completions(problem, rng, c.sft_completions)]
+    examples = [e for e in examples if len(e.token_ids) <= run.config.learner.max_tokens]
+    if not examples:
+        return False
+    run.workers.learner.load(spec(run, run.model, "policy", c.learning_rate), run.config.seed)
+    run.fit("sft", examples, run.fit_settings(c.batch_size, c.sft_epochs), round_)
+    run.state["tcg_sft"] = run.checkpoint(f"tcg-sft-round-{round_}")
+    return True
+
+
+def _train_dpo(run: RunContext, round_: int, problems: Sequence[Problem], rng: random.Random) -> None:
+    c = run.config.tcg
+    per_problem = -(-c.dpo_pairs // max(1, len(problems)))
+    pairs: list[PreferenceExample] = []
+    for problem in rng.sample(list(problems), len(problems)):
+        prompt = _prompt(run, problem)
+        for pair in preference_pairs(problem, "", rng, per_problem):
+            chosen, rejected = (_example(run, problem, prompt, text) for text in (pair.chosen, pair.rejected))
+            if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
+                pairs.append(PreferenceExample(chosen, rejected))
+    pairs = pairs[: c.dpo_pairs]
+    if pairs:
+        model = run.dir.path / run.state["tcg_sft"]
+        run.workers.learner.load(spec(run, model, "policy", c.dpo_learning_rate), run.config.seed)
+        run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, beta=c.beta)
+
+
+# --- generation ---
+
+
+def _generate(run: RunContext, problems: Sequence[Problem], seed: int) -> dict[str, Generated]:
+    """Texts by the generator, outputs by executing every reference."""
+    c = run.config.tcg
+    prompts = [_prompt(run, p) for p in problems for _ in range(c.prompts)]
+    draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
+    workers = run.workers.rollouts
+    shares = [list(range(i, len(prompts), len(workers))) for i in range(len(workers))]
+    calls = [
+        w.draw_texts.remote([prompts[i] for i in share], draw, run.config.seed + 1000 * seed)
+        for w, share in zip(workers, shares, strict=True)
+    ]
+    texts: dict[int, str] = {}
+    for share, drawn in zip(shares, ray.get(calls, timeout=GENERATION_DEADLINE_S), strict=True):
+        texts.update(zip(share, drawn, strict=True))
+    by_problem: dict[str, list[ParsedCase]] = {}
+    for i, problem in enumerate(p for p in problems for _ in range(c.prompts)):
+        known = {case.key: case for case in by_problem.get(problem.id, [])}
+        for case in parse_cases(texts[i], problem):
+            known.setdefault(case.key, case)
+        by_problem[problem.id] = list(known.values())
+    return asyncio.run(_execute_all(run, problems, by_problem))
+
+
+async def _execute_all(
+    run: RunContext, problems: Sequence[Problem], cases: dict[str, list[ParsedCase]]
+) -> dict[str, Generated]:
+    pool = SandboxPool(run.workers.sandboxes)
+    found = await asyncio.gather(*[_execute(run, pool, p, cases[p.id]) for p in problems])
+    return {p.id: g for p, g in zip(problems, found, strict=True)}
+
+
+async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: list[ParsedCase]) -> Generated:
+    if not cases or not (problem.entry_point is None or any(isinstance(t.case, CallCase) for t in problem.tests)):
+        return Generated([], len(cases), 0)
+    limits = run.config.sandbox.limits()
+    outputs: list[list[RunOutput]] = []
+    for reference in problem.references:
+        if problem.entry_point is None:
+            outputs.append(await pool.run_stdin(reference, [case.stdin for case in cases], limits))
+        else:
+            inputs = [(list(case.args or ()), {}) for case in cases]
+            outputs.append(await pool.run_calls(reference, problem.entry_point, inputs, limits))
+    tests: list[ProblemTest] = []
+    right = 0
+    for case, results in zip(cases, zip(*outputs, strict=True), strict=True):
+        if not all(r.ok for r in results):
+            continue
+        values = [r.stdout if problem.entry_point is None else r.value for r in results]
+        test = make_test(problem, case, values[0], Origin.REFERENCE)
+        if all(_accepts(test, value) for value in values[1:]):
+            tests.append(test)
+            right += case.output_ok and _accepts(test, case.output)
+    return Generated(tests, len(cases), right)
+
+
+def _accepts(test: ProblemTest, value: Any) -> bool:
+    case = test.case
+    if isinstance(case, StdioCase):
+        return isinstance(value, str) and case.comparator.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
+    return case.comparator.accepts(value, case.expected)
+
+
+def _accuracy(generated: dict[str, Generated]) -> float | None:
+    """Share of generated test cases on which the references agree with the output that the model wrote."""
+    cases = sum(g.cases for g in generated.values())
+    return sum(g.right for g in generated.values()) / cases if cases else None
+
+
+# --- suites ---
+
+
+async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[str, Generated]) -> list[Suite]:
+    pool = SandboxPool(run.workers.sandboxes)
+    done = 0
+
+    async def one(problem: Problem) -> Suite:
+        nonlocal done
+        own = generated.get(problem.id)
+        suite = assemble(problem, own.tests if own else [], run.config.tcg.suite_size)
+        rate = await _kill_rate(run, pool, problem, suite)
+        done += 1
+        run.display.update(done=done, total=len(problems))
+        return judge_quality(suite, rate, run.config.tcg.kill_bar)
+
+    return list(await asyncio.gather(*[one(p) for p in problems]))
+
+
+async def _kill_rate(run: RunContext, pool: SandboxPool, problem: Problem, suite: Suite) -> float | None:
+    """Share of the reference's mutants that the suite rejects, of those that any known test tells from the reference."""
+    extra = [t for t in (*problem.tests, *suite.holdout) if t not in suite.tests]
+    cases = [t.case for t in (*suite.tests, *extra)]
+    limits = run.config.sandbox.limits()
+    killed = alive = 0
+    for source in mutants(problem.references[0], run.config.tcg.mutants, run.config.seed):
+        result = await pool.judge(
+            Submission(source=source, entry_point=problem.entry_point, cases=cases, limits=limits)
+        )
+        verdicts = [r.verdict for r in result.cases]
+        if Verdict.SANDBOX_ERROR in verdicts:
+            continue
+        failed = [v is not Verdict.ACCEPTED for v in verdicts]
+        if any(failed):
+            by_suite = any(failed[: len(suite.tests)])
+            killed, alive = killed + by_suite, alive + (not by_suite)
+    return killed / (killed + alive) if killed + alive else None

@@ -1,0 +1,107 @@
+"""Process data on disk: Parquet shards that `datasets` reads, JSONL where a record holds values of any type."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reasoning.records import Path as SearchPath
+from reasoning.records import Record, Suite
+from sandbox import Verdict
+
+R = TypeVar("R", bound=Record)
+
+_STEP = pa.struct(
+    [
+        ("action", pa.int8()),
+        ("header_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("text", pa.string()),
+        ("weight_spans", pa.list_(pa.list_(pa.int32()))),
+        ("value", pa.float64()),
+        ("passed", pa.int32()),
+        ("sampled", pa.int32()),
+    ]
+)
+_PATH = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("tree_id", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("steps", pa.list_(_STEP)),
+        ("program", pa.string()),
+        ("verdict", pa.string()),
+        ("compiles", pa.bool_()),
+        ("tests_passed", pa.int32()),
+        ("tests_total", pa.int32()),
+        ("value", pa.float64()),
+        ("temperature", pa.float64()),
+    ]
+)
+
+
+class ProcessDataStore:
+    """D_process: one shard per stage under `root`; a shard is written whole or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write_paths(self, shard: str, paths: Iterable[SearchPath]) -> Path:
+        """Write `<root>/paths/<shard>.parquet`; an existing shard is replaced."""
+        rows = [path.model_dump(mode="json") for path in paths]
+        return self.write_table("paths", shard, pa.Table.from_pylist(rows, schema=_PATH))
+
+    def write_records(self, kind: str, shard: str, records: Sequence[R]) -> Path:
+        """Write `<root>/<kind>/<shard>.parquet` of records with plain fields (labels, trajectories)."""
+        return self.write_table(kind, shard, pa.Table.from_pylist([r.model_dump(mode="json") for r in records]))
+
+    def write_table(self, kind: str, shard: str, table: pa.Table) -> Path:
+        target = self.root / kind / f"{shard}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_suffix(".partial")
+        pq.write_table(table, scratch)
+        _into_place(scratch, target)
+        return target
+
+    def read_paths(self, shards: Sequence[str] | None = None) -> list[SearchPath]:
+        """Paths of the named shards, or of all in the order of their names."""
+        folder = self.root / "paths"
+        names = shards if shards is not None else sorted(p.stem for p in folder.glob("*.parquet"))
+        return [SearchPath.model_validate(_tuples(row)) for name in names for row in _rows(folder / f"{name}.parquet")]
+
+    def read_records(self, kind: str, shard: str, record: type[R]) -> list[R]:
+        return [record.model_validate(_tuples(row)) for row in _rows(self.root / kind / f"{shard}.parquet")]
+
+    def write_suites(self, shard: str, suites: Iterable[Suite]) -> Path:
+        """Write `<root>/suites/<shard>.jsonl`: expected values have any type, which columns do not."""
+        target = self.root / "suites" / f"{shard}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_suffix(".partial")
+        scratch.write_text("".join(s.model_dump_json() + "\n" for s in suites), encoding="utf-8")
+        _into_place(scratch, target)
+        return target
+
+    def read_suites(self, shard: str) -> list[Suite]:
+        lines = (self.root / "suites" / f"{shard}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [Suite.model_validate_json(line) for line in lines]
+
+
+def _rows(path: Path) -> list[dict[str, object]]:
+    return pq.read_table(path).to_pylist()
+
+
+def _tuples(row: dict[str, object]) -> dict[str, object]:
+    verdict = row.get("verdict")
+    return {**row, "verdict": Verdict(verdict)} if verdict is not None else row
+
+
+def _into_place(scratch: Path, target: Path) -> None:
+    with open(scratch, "rb") as file:
+        os.fsync(file.fileno())
+    scratch.replace(target)

@@ -1,0 +1,241 @@
+"""The main job: from a configuration to a finished run. `o1coder train` and `python -m cluster.train` both come here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from cluster import config as configuration
+from cluster import models, preflight
+from cluster.config import RunConfig
+from cluster.progress import ProgressDisplay
+from cluster.run_dir import RunDir, default_path
+from reasoning.errors import InputError
+from reasoning.problems import bundled, demonstrations
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What the command line asked for. `overrides`: dotted settings."""
+
+    budget: str = "laptop"
+    run_dir: str | None = None
+    resume: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: not an error, and nothing that catches errors may catch it."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, on_signal)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(request: TrainRequest, console: Console, command: Sequence[str]) -> int:
+    """Run or resume; returns the exit code (0 done, 130 interrupted). Raises InputError for bad input."""
+    resumed = request.resume is not None
+    config = _config(request)
+    model = models.resolve(config.model)
+    preflight.require_memory(model)
+    bad: list[str] = []
+    problems = preflight.load_problems(config, lambda n, name, why: bad.append(f"row {n} ({name}): {why}"))
+    for line in bad:
+        console.print(f"left out: {line}", highlight=False, markup=False)
+    preflight.check_references(problems, config)
+    if resumed:
+        run_dir = RunDir.open(request.resume or "")
+    else:
+        run_dir = RunDir.create(request.run_dir or default_path(), command)
+    try:
+        run_dir.require_disk(preflight.MIN_DISK_GIB)
+        run_dir.write_atomic(run_dir.config, config.dump())
+    except InputError:
+        run_dir.close()
+        if not resumed:
+            shutil.rmtree(run_dir.path, ignore_errors=True)
+        raise
+    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
+    return _run(config, run_dir, model, problems, console)
+
+
+def _config(request: TrainRequest) -> RunConfig:
+    if request.resume is None:
+        return configuration.load(request.budget, request.overrides)
+    path = Path(request.resume) / "config.yaml"
+    if not path.is_file():
+        raise InputError("resume", request.resume, "a run directory of this program", "it has no config.yaml")
+    return configuration.load(path, request.overrides)
+
+
+def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Any], console: Console) -> int:
+    from cluster.workers import Workers, start_ray
+
+    _quiet(run_dir)
+    workers = Workers(config, model)
+    state = run_dir.read_state()
+    context: Any = None
+    note = ""
+    code = 1
+    stopped = "an error"
+    try:
+        with interruptible():
+            try:
+                console.print(start_ray(run_dir.id), highlight=False, markup=False)
+                context, note = _prepare(config, run_dir, model, problems, workers, state, console)
+                _loop(context)
+                code, stopped = 0, ""
+            except Interrupted as signal_name:
+                code, stopped = EXIT_INTERRUPTED, f"interrupted by {signal_name}"
+                console.print(f"{stopped}: saving and shutting down", highlight=False, markup=False)
+    finally:
+        with _no_signals():
+            try:
+                _finish(context, note, stopped, code, console)
+            finally:
+                workers.close()
+                if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
+                    shutil.rmtree(state["transfer"], ignore_errors=True)
+                run_dir.close()
+    return code
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """A shutdown has deadlines of its own; a second Ctrl-C must not leave half of the processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare(
+    config: RunConfig,
+    run_dir: RunDir,
+    model: Path,
+    problems: list[Any],
+    workers: Any,
+    state: dict[str, Any],
+    console: Console,
+) -> tuple[Any, str]:
+    """Everything that must be there before the first stage; returns the context and the note on W&B."""
+    import ray
+
+    from actors.tokens import Tokens
+    from cluster.context import RunContext
+    from cluster.coordinator import Coordinator
+    from cluster.tracker import TrackerActor
+
+    workers.tracker = TrackerActor.remote(
+        run_dir, config.model_dump(mode="json"), config.wandb.mode, run_dir.id, config.wandb.project
+    )
+    isolation = workers.start_sandboxes()
+    console.print(f"sandbox: level {isolation.level} ({isolation.level_name})", highlight=False, markup=False)
+    status = ray.get(workers.tracker.status.remote(), timeout=120)
+    console.print(status.note, highlight=False, soft_wrap=True, markup=False)
+    shown = bundled()
+    context = RunContext(
+        config=config,
+        dir=run_dir,
+        model=model,
+        tokens=Tokens.load(model),
+        problems=problems,
+        demonstrations=demonstrations(),
+        demonstration_problems=shown,
+        workers=workers,
+        display=ProgressDisplay([]),
+        state=state,
+    )
+    names = Coordinator(context).names()
+    context.display = ProgressDisplay(names, console, stage_estimates=_estimates(names))
+    return context, status.note
+
+
+def _estimates(names: list[str]) -> dict[str, float]:
+    from cluster.coordinator import ESTIMATES
+
+    return {name: float(ESTIMATES.get(name.split(" (")[0], 60)) for name in names}
+
+
+def _loop(context: Any) -> None:
+    from cluster.coordinator import Coordinator
+
+    with context.display:
+        coordinator = Coordinator(context)
+        coordinator.start()
+        coordinator.go()
+
+
+def _finish(context: Any, note: str, stopped: str, code: int, console: Console) -> None:
+    """The report and the end of the metrics; troubles here must not hide how the run ended."""
+    if context is None:
+        return
+    import ray
+
+    from cluster import report, summary
+
+    with contextlib.suppress(Exception):
+        counters = ray.get([w.counters.remote() for w in context.workers.rollouts], timeout=20)
+        earlier = context.state.get("counters", {})
+        context.state["counters"] = {
+            "tokens": earlier.get("tokens", 0) + sum(c.sampled_tokens for c in counters),
+            "programs": earlier.get("programs", 0) + sum(c.programs for c in counters),
+        }
+    context.tick()
+    context.dir.write_state(context.state)
+    result = summary.summarize(context, note, stopped)
+    report.write(result, context.dir)
+    report.render(result, console)
+    with contextlib.suppress(Exception):
+        ray.get(context.workers.tracker.finish.remote(code), timeout=90)
+
+
+def _quiet(run_dir: RunDir) -> None:
+    """Libraries write to the run's log, not over the progress display."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_dir.logs.mkdir(exist_ok=True)
+
+
+if __name__ == "__main__":
+    from cluster.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,189 @@
+"""The actors of a run: started together, ended together, whatever happened in between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from reasoning.errors import InputError
+
+ENGINE_START_S = 900.0
+SHUTDOWN_S = 30.0
+
+
+def start_ray(run_id: str) -> str:
+    """Join the cluster that `RAY_ADDRESS` names (a job has it), or start a local one; returns a line for people.
+
+    A local cluster gets a token of its own: Ray's own default writes one under HOME, which a client with an explicit
+    address then does not find. Must be called before anything imports ray.
+
+    Raises InputError where `RAY_ADDRESS` cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Actors inherit this environment: no actor asks a hub or a usage server for anything.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    import ray
+
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except Exception as error:  # connection, authentication, version: one sentence for each
+            legal = "the address of a running Ray cluster (and RAY_AUTH_MODE=token with its RAY_AUTH_TOKEN)"
+            raise InputError("RAY_ADDRESS", address, legal, f"{type(error).__name__}: {error}") from error
+        return f"Ray: joined {address}"
+    temporary = _short_temporary_directory(run_id)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        num_cpus=max(8, os.cpu_count() or 1),
+        object_store_memory=512 * 2**20,
+        _temp_dir=str(temporary) if temporary else None,
+        configure_logging=False,
+    )
+    return "Ray: local cluster"
+
+
+def _short_temporary_directory(run_id: str) -> Path | None:
+    # Ray's sockets live below it, and a socket's path may have 107 characters.
+    base = Path(tempfile.gettempdir())
+    return base / "o1coder-ray" if len(str(base)) <= 20 else None
+
+
+class Workers:
+    """Owns every actor of a run. `close` ends them and then looks for processes they left."""
+
+    def __init__(self, config: RunConfig, model: Path) -> None:
+        self.config = config
+        self.sandboxes: list[Any] = []
+        self.rollouts: list[Any] = []
+        self.tracker: Any = None
+        self.reward_model: Any = None
+        self._learner: Any = None
+        self._model = model
+        self._pids: set[int] = set()
+
+    def start_sandboxes(self) -> Any:
+        """Start the sandbox workers; returns the isolation report of the first. Raises InputError without isolation."""
+        import ray
+
+        from actors.sandbox_pool import SandboxWorker
+
+        s = self.config.sandbox
+        self.sandboxes = [SandboxWorker.remote(s.slots, s.min_level) for _ in range(s.workers)]
+        try:
+            return ray.get([w.report.remote() for w in self.sandboxes], timeout=120)[0]
+        except ray.exceptions.RayTaskError as error:
+            legal = "a machine with seccomp (Linux 4.14 or newer), or a lower sandbox.min_level"
+            raise InputError("sandbox.min_level", s.min_level, legal, str(error.cause or error)) from None
+
+    def launch_rollouts(self) -> list[Any]:
+        """Create the rollout workers and begin to start their engines; returns references to wait for."""
+        from actors.engine import EngineSettings
+        from actors.rollout import RolloutWorker
+
+        e = self.config.engine
+        settings = EngineSettings(e.max_model_len, e.max_num_seqs, e.kv_cache_gib, self.config.seed)
+        worker = RolloutWorker.options(num_gpus=e.gpus).remote(
+            str(self._model), settings, self.sandboxes, self.config.sandbox.limits()
+        )
+        self.rollouts = [worker]
+        return [worker.start.remote() for worker in self.rollouts]
+
+    @property
+    def learner(self) -> Any:
+        """The learner group, started on first use."""
+        if self._learner is None:
+            from learners.group import LearnerGroup
+
+            c = self.config.learner
+            self._learner = LearnerGroup(c.ranks, c.threads, c.gpus)
+        return self._learner
+
+    def start_reward_model(self, checkpoint: Path, pad_id: int) -> None:
+        """Serve a PRM checkpoint to the rollout workers."""
+        import ray
+
+        from actors.reward_model import RewardModel
+
+        self.reward_model = RewardModel.remote(str(checkpoint), 1, pad_id)
+        ray.get(self.reward_model.ready.remote(), timeout=ENGINE_START_S)
+        ray.get([w.set_reward_model.remote(self.reward_model) for w in self.rollouts], timeout=60)
+
+    def stop_reward_model(self) -> None:
+        """Take the PRM away from the rollout workers and end it."""
+        import ray
+
+        if self.reward_model is not None:
+            ray.get([w.set_reward_model.remote(None) for w in self.rollouts], timeout=60)
+            ray.kill(self.reward_model)
+            self.reward_model = None
+
+    def note_processes(self) -> int:
+        """Remember the processes below this one, so that `close` can end what is left of them; returns their memory in
+        bytes (proportional set size, so that shared pages count once)."""
+        import psutil
+
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+                self._pids.add(process.pid)
+        return total
+
+    def close(self) -> None:
+        """End all actors, then Ray, then whatever is still there of what this process started."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        with contextlib.suppress(Exception):
+            self.note_processes()
+        calls = [w.shutdown.remote() for w in self.rollouts] + [w.close.remote() for w in self.sandboxes]
+        with contextlib.suppress(Exception):
+            ray.wait(calls, num_returns=len(calls), timeout=SHUTDOWN_S)
+        if self._learner is not None:
+            with contextlib.suppress(Exception):
+                self._learner.close()
+        for actor in [*self.rollouts, *self.sandboxes, self.reward_model, self.tracker]:
+            if actor is not None:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+        ray.shutdown()
+        self._pids.discard(os.getpid())
+        end_processes(self._pids)
+
+
+def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
+    """Ask the processes that still run to end, then end them."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        alive = [pid for pid in pids if _alive(pid)]
+        for pid in alive:
+            with contextlib.suppress(OSError):
+                os.kill(pid, sign)
+        deadline = time.monotonic() + grace_s
+        while any(_alive(pid) for pid in alive) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"

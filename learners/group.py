@@ -1,0 +1,167 @@
+"""Learner ranks as Ray actors, and the driver's handle on a group of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from learners import training
+from learners.learner import Learner, LearnerSpec
+
+START_DEADLINE_S = 300.0
+
+
+@ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)
+class LearnerRank:
+    """One rank; a second thread answers `progress` while the first one trains."""
+
+    def __init__(self, rank: int, world: int, threads: int) -> None:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # learners only ever load local directories
+        self._threads = threads
+        self._learner = Learner(rank, world, threads)
+        self._rows: list[dict[str, float]] = []
+
+    def node_ip(self) -> str:
+        return ray.util.get_node_ip_address()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def rendezvous(self, host: str) -> int:
+        return self._learner.rendezvous(host)
+
+    def join(self, host: str, port: int) -> None:
+        self._learner.join(host, port)
+
+    def load(self, spec: LearnerSpec, seed: int) -> None:
+        self._use_threads()
+        self._learner.load(spec, seed)
+
+    def fit(
+        self, objective: str, data: Sequence[Any], settings: training.FitSettings, **options: float
+    ) -> list[dict[str, float]]:
+        """Run one of `sft`, `dpo`, `prm`, `rl`; returns the rows of metrics, one per optimizer step."""
+        self._use_threads()
+        self._rows = []
+        run: Callable[..., list[dict[str, float]]] = getattr(training, objective)
+        return run(self._learner, data, settings, report=self._rows.append, **options)
+
+    def step_scores(self, labels: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+        self._use_threads()
+        return training.step_scores(self._learner, labels, settings)
+
+    def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+        self._use_threads()
+        return training.sequence_logprobs(self._learner, sequences, settings)
+
+    def progress(self, after: int) -> list[dict[str, float]]:
+        """The rows of the running `fit` from index `after` on."""
+        return self._rows[after:]
+
+    def export(self, target: str) -> None:
+        self._learner.export(Path(target))
+
+    def publish(self, file: str) -> None:
+        self._learner.publish(Path(file))
+
+    def release(self) -> None:
+        self._learner.release()
+
+    def close(self) -> None:
+        self._learner.close()
+
+    def _use_threads(self) -> None:
+        # OpenMP's thread count belongs to the calling thread, and Ray sets it to the actor's num_cpus.
+        torch.set_num_threads(self._threads)
+
+
+class LearnerGroup:
+    """Owns the ranks of one learner. Every call has a deadline; `close` ends the actors."""
+
+    def __init__(self, world: int, threads: int, num_gpus: float = 0.0) -> None:
+        self.world = world
+        self.ranks = [LearnerRank.options(num_gpus=num_gpus).remote(r, world, threads) for r in range(world)]  # type: ignore[attr-defined]
+        host = ray.get(self.ranks[0].node_ip.remote(), timeout=START_DEADLINE_S)
+        port = ray.get(self.ranks[0].rendezvous.remote(host), timeout=START_DEADLINE_S)
+        self._all("join", host, port, deadline=START_DEADLINE_S)
+
+    def load(self, spec: LearnerSpec, seed: int) -> None:
+        """Load a model on every rank (see `Learner.load`)."""
+        self._all("load", spec, seed, deadline=START_DEADLINE_S)
+
+    def fit(
+        self,
+        objective: str,
+        data: Sequence[Any],
+        settings: training.FitSettings,
+        deadline_s: float,
+        on_row: Callable[[dict[str, float]], None],
+        **options: float,
+    ) -> list[dict[str, float]]:
+        """Train on `data`; `on_row` is called with each optimizer step's metrics as it happens.
+
+        Raises ray.exceptions.RayTaskError with the rank's error, or TimeoutError after `deadline_s`.
+        """
+        shared = ray.put(list(data))
+        futures = [rank.fit.remote(objective, shared, settings, **options) for rank in self.ranks]
+        seen = 0
+        end = time.monotonic() + deadline_s
+        done: list[Any] = []
+        while len(done) < len(futures):
+            done, waiting = ray.wait(futures, num_returns=len(futures), timeout=1.0)
+            for failed in done:
+                ray.get(failed)  # raises at once if one rank failed; the others would wait for it
+            if time.monotonic() > end:
+                raise TimeoutError(
+                    f"learner: {objective} did not finish within {deadline_s:.0f} s ({len(waiting)} ranks)"
+                )
+            if waiting:
+                fresh = ray.get(self.ranks[0].progress.remote(seen), timeout=60)
+                for row in fresh:
+                    on_row(row)
+                seen += len(fresh)
+        history: list[dict[str, float]] = ray.get(futures[0], timeout=60)
+        for row in history[seen:]:
+            on_row(row)
+        return history
+
+    def step_scores(
+        self, labels: Sequence[Any], settings: training.FitSettings, deadline_s: float
+    ) -> list[list[float]]:
+        """PRM values at every step end of every label."""
+        shared = ray.put(list(labels))
+        return self._all("step_scores", shared, settings, deadline=deadline_s)[0]
+
+    def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+        """The policy's log-probabilities, for the probe of a weight sync."""
+        return self._all("sequence_logprobs", list(sequences), settings, deadline=START_DEADLINE_S)[0]
+
+    def export(self, target: Path) -> None:
+        """Write the model in Hugging Face format into the existing directory `target`."""
+        self._all("export", str(target), deadline=START_DEADLINE_S)
+
+    def publish(self, file: Path) -> None:
+        """Write the weights for the samplers into `file`."""
+        self._all("publish", str(file), deadline=START_DEADLINE_S)
+
+    def release(self) -> None:
+        """Free the model; the ranks stay."""
+        self._all("release", deadline=60)
+
+    def close(self) -> None:
+        """End the ranks, politely first."""
+        try:
+            self._all("close", deadline=15)
+        except Exception:  # a rank that cannot say goodbye is ended all the same
+            pass
+        for rank in self.ranks:
+            ray.kill(rank, no_restart=True)
+
+    def _all(self, method: str, *args: Any, deadline: float) -> list[Any]:
+        return ray.get([getattr(rank, method).remote(*args) for rank in self.ranks], timeout=deadline)

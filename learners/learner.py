@@ -1,0 +1,241 @@
+"""The narrow interface between objectives and DeepSpeed: the only module that knows DeepSpeed.
+
+A `Learner` is one rank. Every public method is a collective: all ranks call it with their shard, in the same order and
+with the same number of micro-batches.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learners.models import ModelKind, load, save_pretrained
+
+COLLECTIVE_DEADLINE_S = 300.0
+
+
+class LearnerError(RuntimeError):
+    """Training cannot go on: a loss that is not a number, a rank that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSpec:
+    """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant."""
+
+    model: str
+    kind: ModelKind
+    learning_rate: float
+    zero_stage: int = 2
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup_steps: int = 2
+    dtype: str = "bfloat16"
+
+
+@dataclass(slots=True)
+class StepResult:
+    """`loss`: sum over ranks and micro-batches divided by the global count; `seconds` of this rank; `sums`: added up
+    over ranks."""
+
+    loss: float
+    count: float
+    grad_norm: float
+    seconds: float
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+def _free_store(host: str, world: int, port: int | None) -> dist.TCPStore:
+    """The rendezvous store; rank 0 lets the system choose a free port, so that no two groups race for one."""
+    timeout = timedelta(seconds=COLLECTIVE_DEADLINE_S)
+    if port is None:
+        return dist.TCPStore(host, 0, world, is_master=True, wait_for_workers=False, timeout=timeout)
+    return dist.TCPStore(host, port, world, is_master=False, timeout=timeout)
+
+
+class Learner:
+    """One DeepSpeed rank. Create on every rank, `rendezvous` on rank 0 first, then `join` on all, then `load`."""
+
+    def __init__(self, rank: int, world: int, threads: int) -> None:
+        self.rank, self.world = rank, world
+        self.spec: LearnerSpec | None = None
+        self._engine: Any = None
+        self._store: dist.TCPStore | None = None
+        self._steps = 0
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            torch.set_num_threads(threads)
+        torch.set_default_device(self.device)  # batches are made where the model is
+
+    # --- group ---
+
+    def rendezvous(self, host: str) -> int:
+        """Rank 0: open the store; returns its port."""
+        self._store = _free_store(host, self.world, None)
+        return self._store.port
+
+    def join(self, host: str, port: int) -> None:
+        """Form the process group. Ours, not DeepSpeed's: its own passes a device id after which NCCL weight sync hangs."""
+        os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+        store = self._store or _free_store(host, self.world, port)
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.world,
+            timeout=timedelta(seconds=COLLECTIVE_DEADLINE_S),
+        )
+
+    # --- life of a model ---
+
+    def load(self, spec: LearnerSpec, seed: int) -> None:
+        """Replace the trained model by the one of `spec`, with a fresh optimizer."""
+        self.release()
+        import deepspeed
+
+        torch.manual_seed(seed)
+        module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype))
+        module.train()
+        decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95))
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=self._config(spec), dist_init_required=False
+        )
+        self.spec, self._steps = spec, 0
+
+    def _config(self, spec: LearnerSpec) -> dict[str, Any]:
+        return {
+            # Micro-batches vary in size; accumulation boundaries are set by hand in `step`.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": spec.clip_norm,
+            "bf16": {"enabled": spec.dtype == "bfloat16"},
+            "zero_optimization": {
+                "stage": spec.zero_stage,
+                "overlap_comm": False,
+                "contiguous_gradients": True,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+
+    def release(self) -> None:
+        """Drop the model and its optimizer."""
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+        self.spec = None
+        gc.collect()
+
+    @property
+    def model(self) -> Any:
+        """The wrapped module; calling it is a forward pass (a collective under ZeRO-3)."""
+        if self._engine is None:
+            raise LearnerError("no model is loaded")
+        return self._engine
+
+    # --- training ---
+
+    def step(
+        self,
+        micro_batches: Sequence[Any],
+        loss_of: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor | float]]],
+        count: float,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches (the same number on every rank).
+
+        `loss_of(model, micro_batch)` returns a *sum* over what counts and further sums to report. `count`: how much
+        counts on this rank; the loss is divided by the sum of counts over all ranks.
+
+        Raises LearnerError where the loss is not finite.
+        """
+        started = time.monotonic()
+        total = self.all_sum({"count": float(count)})["count"]
+        scale = self.world / max(total, 1e-9)  # DeepSpeed averages gradients over ranks
+        rate = self.spec.learning_rate * min(1.0, (self._steps + 1) / max(1, self.spec.warmup_steps))
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, float] = {"loss": 0.0}
+        for i, batch in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
+            loss, extra = loss_of(self._engine, batch)
+            if not torch.isfinite(loss):
+                raise LearnerError(f"loss is {loss.item()} in optimizer step {self._steps + 1}, micro-batch {i + 1}")
+            self._engine.backward(loss * scale)
+            self._engine.step()
+            sums["loss"] += loss.item()
+            for name, value in extra.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        self._steps += 1
+        sums = self.all_sum(sums)
+        norm = self._engine.get_global_grad_norm()
+        return StepResult(
+            loss=sums.pop("loss") / max(total, 1e-9),
+            count=total,
+            grad_norm=float(norm) if norm is not None else 0.0,
+            seconds=time.monotonic() - started,
+            sums=sums,
+        )
+
+    def all_sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums over ranks; keys must be the same on every rank."""
+        if self.world == 1:
+            return values
+        names = sorted(values)
+        packed = torch.tensor([values[n] for n in names], dtype=torch.float64)
+        dist.all_reduce(packed)
+        return dict(zip(names, packed.tolist(), strict=True))
+
+    # --- out ---
+
+    def state(self) -> dict[str, Tensor]:
+        """The full weights on rank 0 in the training dtype, empty elsewhere; names of the inner Hugging Face model.
+
+        Gathers the whole model on rank 0's host memory under ZeRO-3.
+        """
+        if self.spec.zero_stage == 3:
+            full = self._engine._zero3_consolidated_16bit_state_dict()
+        else:
+            full = self._engine.module.state_dict()
+        if self.rank != 0 or full is None:
+            return {}
+        dtype = getattr(torch, self.spec.dtype)
+        return {name.removeprefix("lm."): t.detach().to("cpu", dtype).contiguous() for name, t in full.items()}
+
+    def export(self, target: Path) -> None:
+        """Write the model in Hugging Face format into the existing directory `target` (rank 0 writes)."""
+        state = self.state()
+        if self.rank == 0:
+            save_pretrained(self._engine.module, state, Path(self.spec.model), target)
+
+    def publish(self, file: Path) -> None:
+        """Write the weights as one safetensors file for the samplers (rank 0 writes); tied weights appear once."""
+        state = self.state()
+        if self.rank == 0:
+            tied = getattr(self._engine.module.lm.config, "tie_word_embeddings", False)
+            kept = {n: t for n, t in state.items() if not (tied and n == "lm_head.weight")}
+            scratch = file.with_suffix(".partial")
+            save_file(kept, scratch)
+            scratch.rename(file)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.release()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,85 @@
+"""Modules that a learner trains: a policy that returns log-probabilities, and a value model over steps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+
+ModelKind = Literal["policy", "value"]
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that returns log-probabilities of chosen tokens only.
+
+    The output head runs on the selected positions alone: with a 49,152-word vocabulary it is a fifth of the work.
+    """
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(
+        self, token_ids: Tensor, attention: Tensor, select: Tensor, targets: Tensor, temperature: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(N,) log-probabilities of `targets` and (N,) entropies in nats at the selected positions, in fp32.
+
+        `token_ids`, `attention`, `select`: (B, T); `targets`: (N,); `temperature`: scalar or (N,), that the tokens were
+        sampled with.
+        """
+        hidden = self.lm.get_decoder()(input_ids=token_ids, attention_mask=attention, use_cache=False).last_hidden_state
+        logits = self.lm.lm_head(hidden[select]).float()
+        if not isinstance(temperature, Tensor):
+            temperature = torch.full((len(targets),), temperature)
+        logits = logits / temperature.unsqueeze(-1).to(logits)
+        logp = logits.log_softmax(-1)
+        with torch.no_grad():
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+
+
+class ValueModel(nn.Module):
+    """A token-classification head on the same backbone: one logit per position (method section 4)."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, token_ids: Tensor, attention: Tensor, select: Tensor) -> Tensor:
+        """(N,) logits at the selected positions, fp32."""
+        logits = self.lm(input_ids=token_ids, attention_mask=attention, use_cache=False).logits
+        return logits[select].squeeze(-1).float()
+
+
+def load(path: Path, kind: ModelKind, dtype: torch.dtype) -> PolicyModel | ValueModel:
+    """The model of a Hugging Face directory. A value model from a policy's directory starts with a zero head, so that
+    it says 0.5 everywhere rather than noise."""
+    if kind == "policy":
+        return PolicyModel(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa"))
+    config = AutoConfig.from_pretrained(path, num_labels=1)
+    fresh = "TokenClassification" not in (getattr(config, "architectures", None) or [""])[0]
+    lm = AutoModelForTokenClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+    if fresh:
+        head = next(m for m in (getattr(lm, "score", None), getattr(lm, "classifier", None)) if m is not None)
+        nn.init.zeros_(head.weight)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    return ValueModel(lm)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Everything of a model directory that is not weights or config, so that a checkpoint is usable by itself."""
+    for file in source.iterdir():
+        skip = file.suffix in {".safetensors", ".bin", ".pt", ".gguf"} or file.name.endswith(".index.json")
+        if file.is_file() and not skip and not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+
+
+def save_pretrained(model: nn.Module, state: dict[str, Any], source: Path, target: Path) -> None:
+    """Write `state` (names of the inner model) in Hugging Face format with tokenizer files from `source`."""
+    model.lm.save_pretrained(target, state_dict=state, safe_serialization=True)
+    copy_tokenizer(source, target)

@@ -1,0 +1,77 @@
+"""Objectives as pure functions of tensors. All sums, no means: the caller divides by the global count.
+
+Shapes: (N,) vectors over the selected tokens (or steps, or pairs) of a micro-batch, unless stated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sft(logprobs: Tensor, weights: Tensor) -> Tensor:
+    """- sum_i w_i log pi(token_i) (paper section 3.4). Scalar."""
+    return -(logprobs * weights).sum()
+
+
+def dpo(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """- sum log sigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected))) (Rafailov et al. 2023; paper 3.1).
+
+    Arguments are summed log-probabilities of whole completions, one per pair. Returns the scalar loss and the reward
+    margin of each pair (detached).
+    """
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    return -F.logsigmoid(margin).sum(), margin.detach()
+
+
+def step_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Point-wise PRM loss: weighted binary cross-entropy against step values in [0, 1] (paper 3.5, eq. 4). Scalar."""
+    return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()
+
+
+def clipped_policy_gradient(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float,
+    truncation: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO-clip over tokens with truncated importance weights for the sampler's mismatch.
+
+    loss = - sum_t w_t * min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t), with r_t = pi(t) / pi_old(t) and
+    w_t = min(pi_old(t) / pi_sampler(t), truncation), both constants of the gradient except pi.
+
+    `old_logprobs`: the learner's before this round's updates; `sampler_logprobs`: those the tokens were drawn with.
+    Returns the scalar loss and sums over tokens: `clipped` (tokens whose update is cut off), `kl_old` (k3 estimate of
+    KL(pi || pi_old) in nats).
+    """
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    weight = (old_logprobs - sampler_logprobs).exp().clamp(max=truncation).detach()
+    free = ratio * advantages
+    bounded = ratio.clamp(1 - clip, 1 + clip) * advantages
+    with torch.no_grad():
+        stats = {"clipped": (bounded < free).float().sum(), "kl_old": ((-log_ratio).exp() - 1 + log_ratio).sum()}
+    return -(weight * torch.minimum(free, bounded)).sum(), stats
+
+
+def mismatch(old_logprobs: Tensor, sampler_logprobs: Tensor, truncation: float) -> dict[str, float]:
+    """How far the sampler was from the learner on the same tokens, before any update.
+
+    `mismatch_kl`: mean k3 estimate of KL(sampler || learner), nats per token. `ess`: effective sample size of the
+    importance weights as a share of the tokens. `truncated`: share of weights above the truncation.
+    """
+    if old_logprobs.numel() == 0:
+        return {"mismatch_kl": 0.0, "ess": 1.0, "truncated": 0.0}
+    log_ratio = old_logprobs - sampler_logprobs
+    weight = log_ratio.exp()
+    ess = weight.sum() ** 2 / (weight.square().sum() * weight.numel())
+    return {
+        "mismatch_kl": (weight - 1 - log_ratio).mean().item(),
+        "ess": ess.item(),
+        "truncated": (weight > truncation).float().mean().item(),
+    }

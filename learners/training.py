@@ -1,0 +1,259 @@
+"""What a learner does with its data: one function per objective, each a loop of optimizer steps over micro-batches.
+
+Every rank is given the whole data and takes its share of each optimizer batch; micro-batches are formed before they are
+dealt out, and a rank without one computes a copy that counts for nothing, so that all ranks run the same collectives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from learners import objectives
+from learners.batches import Example, Padded, PreferenceExample, micro_batches, optimizer_batches, pad
+from learners.learner import Learner
+from reasoning.records import StepLabel, Trajectory, mean
+
+T = TypeVar("T")
+Report = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """`batch_size`: sequences (or pairs) per optimizer step over all ranks. `micro_tokens`: padded tokens of a
+    micro-batch. `pad_id`: any token id; padding is masked."""
+
+    batch_size: int = 16
+    epochs: int = 1
+    micro_tokens: int = 2048
+    pad_id: int = 0
+    seed: int = 0
+
+
+def _deal(
+    batch: Sequence[T], length: Callable[[T], int], settings: FitSettings, learner: Learner
+) -> list[tuple[list[T], float]]:
+    """This rank's micro-batches of an optimizer batch, each with its weight (0 for one that only keeps step)."""
+    groups = micro_batches(batch, length, settings.micro_tokens)
+    share = -(-len(groups) // learner.world)
+    mine = [(g, 1.0) for g in groups[learner.rank :: learner.world]]
+    return mine + [(groups[0], 0.0)] * (share - len(mine))
+
+
+def _train(
+    learner: Learner,
+    items: Sequence[T],
+    settings: FitSettings,
+    length: Callable[[T], int],
+    count: Callable[[T], float],
+    loss_of: Callable[[Any, list[T], float], tuple[Tensor, dict[str, Tensor | float]]],
+    report: Report,
+    prefix: str,
+) -> list[dict[str, float]]:
+    """The loop shared by all objectives. `loss_of(model, items, weight)` returns a sum and sums to report; a reported
+    sum is divided by the count of the batch."""
+    history: list[dict[str, float]] = []
+    batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
+    for number, batch in enumerate(batches, start=1):
+        dealt = _deal(batch, length, settings, learner)
+        own = sum(count(item) for group, weight in dealt if weight for item in group)
+        result = learner.step(dealt, lambda model, pair: loss_of(model, pair[0], pair[1]), own)
+        tokens = sum(length(item) for item in batch)
+        row = {
+            f"{prefix}/loss": result.loss,
+            f"{prefix}/grad_norm": result.grad_norm,
+            f"{prefix}/tokens_per_s": tokens / max(result.seconds, 1e-9),
+            f"{prefix}/progress": number / len(batches),
+            **{f"{prefix}/{name}": value / max(result.count, 1e-9) for name, value in result.sums.items()},
+        }
+        history.append(row)
+        report(row)
+    return history
+
+
+def _padded(examples: Sequence[Example], pad_id: int) -> Padded:
+    return pad([e.token_ids for e in examples], [e.loss_mask for e in examples], pad_id)
+
+
+def _forward(model: Any, batch: Padded, temperature: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    return model(batch.token_ids, batch.attention, batch.select, batch.targets, temperature)
+
+
+def sft(learner: Learner, examples: Sequence[Example], settings: FitSettings, report: Report) -> list[dict[str, float]]:
+    """Supervised fine-tuning: mean negative log-likelihood of the tokens under the mask (headers are masked)."""
+
+    def loss_of(model: Any, group: list[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        logprobs, _ = _forward(model, _padded(group, settings.pad_id))
+        return objectives.sft(logprobs, torch.full_like(logprobs, weight)), {}
+
+    return _train(
+        learner,
+        examples,
+        settings,
+        lambda e: len(e.token_ids),
+        lambda e: float(sum(e.loss_mask[1:])),
+        loss_of,
+        report,
+        "sft",
+    )
+
+
+def _sums_by_row(values: Tensor, select: Tensor) -> Tensor:
+    """(B,) sums of the selected values of each row."""
+    rows = select.nonzero()[:, 0]
+    return torch.zeros(select.shape[0], dtype=values.dtype).index_add(0, rows, values)
+
+
+def dpo(
+    learner: Learner, pairs: Sequence[PreferenceExample], settings: FitSettings, beta: float, report: Report
+) -> list[dict[str, float]]:
+    """Direct preference optimisation against the weights that the learner starts from; their log-probabilities are
+    computed once, before the first step."""
+
+    def both(group: Sequence[PreferenceExample]) -> Padded:
+        return _padded([p.chosen for p in group] + [p.rejected for p in group], settings.pad_id)
+
+    def length(pair: PreferenceExample) -> int:
+        return 2 * max(len(pair.chosen.token_ids), len(pair.rejected.token_ids))
+
+    reference: dict[int, tuple[float, float]] = {}
+    with torch.no_grad():
+        for group in micro_batches(pairs, length, settings.micro_tokens):
+            batch = both(group)
+            sums = _sums_by_row(_forward(learner.model, batch)[0], batch.select).tolist()
+            for i, pair in enumerate(group):
+                reference[id(pair)] = (sums[i], sums[len(group) + i])
+
+    def loss_of(model: Any, group: list[PreferenceExample], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        batch = both(group)
+        sums = _sums_by_row(_forward(model, batch)[0], batch.select)
+        chosen, rejected = sums[: len(group)], sums[len(group) :]
+        ref = torch.tensor([reference[id(pair)] for pair in group])
+        loss, margin = objectives.dpo(chosen, rejected, ref[:, 0], ref[:, 1], beta)
+        stats = {
+            "margin": weight * margin.sum(),
+            "accuracy": weight * (margin > 0).float().sum(),
+            "chosen_logprob_change": weight * (chosen.detach() - ref[:, 0]).sum(),
+        }
+        return loss * weight, stats
+
+    return _train(learner, pairs, settings, length, lambda _: 1.0, loss_of, report, "dpo")
+
+
+def _label_batch(labels: Sequence[StepLabel], pad_id: int) -> tuple[Padded, Tensor, Tensor]:
+    """Selected are the last tokens of the steps; targets and weights (N,) in the same order."""
+    batch = pad([x.token_ids for x in labels], [[0] * len(x.token_ids) for x in labels], pad_id)
+    for row, label in enumerate(labels):
+        batch.select[row, list(label.ends)] = True
+    targets = torch.tensor([t for x in labels for t in x.targets])
+    weights = torch.tensor([w for x in labels for w in x.weights])
+    return batch, targets, weights
+
+
+def prm(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings, report: Report) -> list[dict[str, float]]:
+    """Point-wise PRM: weighted BCE at the last token of every step, all steps of a path in one forward pass."""
+
+    def loss_of(model: Any, group: list[StepLabel], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        batch, targets, weights = _label_batch(group, settings.pad_id)
+        logits = model(batch.token_ids, batch.attention, batch.select)
+        return objectives.step_bce(logits, targets, weights * weight), {}
+
+    return _train(
+        learner, labels, settings, lambda x: len(x.token_ids), lambda x: float(sum(x.weights)), loss_of, report, "prm"
+    )
+
+
+def step_scores(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings) -> list[list[float]]:
+    """The value model's sigmoid at every step end of every label, on every rank (each computes all)."""
+    scores: dict[int, list[float]] = {}
+    learner.model.eval()
+    with torch.no_grad():
+        for group in micro_batches(range(len(labels)), lambda i: len(labels[i].token_ids), settings.micro_tokens):
+            batch, *_ = _label_batch([labels[i] for i in group], settings.pad_id)
+            values = learner.model(batch.token_ids, batch.attention, batch.select).sigmoid().tolist()
+            for i in group:
+                scores[i], values = values[: len(labels[i].ends)], values[len(labels[i].ends) :]
+    learner.model.train()
+    return [scores[i] for i in range(len(labels))]
+
+
+def sequence_logprobs(learner: Learner, sequences: Sequence[Sequence[int]], settings: FitSettings) -> list[list[float]]:
+    """The policy's log-probability (temperature 1) of every token after the first of each sequence."""
+    result: list[list[float]] = []
+    with torch.no_grad():
+        for ids in sequences:
+            batch = pad([ids], [[1] * len(ids)], settings.pad_id)
+            result.append(_forward(learner.model, batch)[0].tolist())
+    return result
+
+
+def _pick(rows: Sequence[Sequence[float]], select: Tensor) -> Tensor:
+    """(N,) per-token values of the *next* token at the selected positions."""
+    width = select.shape[1]
+    full = torch.tensor([[*row[1:], *[0.0] * (width - len(row) + 1)] for row in rows])
+    return full[select]
+
+
+def rl(
+    learner: Learner,
+    trajectories: Sequence[Trajectory],
+    settings: FitSettings,
+    clip: float,
+    truncation: float,
+    report: Report,
+) -> list[dict[str, float]]:
+    """Group-relative policy gradient: PPO-clip per token with truncated importance weights (method section 5).
+
+    Before the first step the learner's own log-probabilities are computed; their distance from the sampler's is
+    reported with every step as `rl/mismatch_kl`, `rl/ess`, `rl/truncated`.
+    """
+
+    def batch_of(group: Sequence[Trajectory]) -> tuple[Padded, Tensor, Tensor, Tensor]:
+        batch = pad([t.token_ids for t in group], [t.loss_mask for t in group], settings.pad_id)
+        temperature = torch.tensor([t.temperature for t in group]).unsqueeze(1).expand(batch.select.shape)[batch.select]
+        sampler = _pick([t.logprobs for t in group], batch.select)
+        return batch, temperature, sampler, _pick([t.advantages for t in group], batch.select)
+
+    old: dict[int, Tensor] = {}
+    drawn: list[Tensor] = []
+    started = time.monotonic()
+    with torch.no_grad():
+        for group in micro_batches(trajectories, lambda t: len(t.token_ids), settings.micro_tokens):
+            batch, temperature, sampler, _ = batch_of(group)
+            logprobs, _ = _forward(learner.model, batch, temperature)
+            counts = batch.select.sum(1).tolist()
+            for trajectory, values in zip(group, logprobs.split(counts), strict=True):
+                old[id(trajectory)] = values
+            drawn.append(torch.stack([logprobs, sampler]))
+    seen = torch.cat(drawn, dim=1) if drawn else torch.zeros(2, 0)
+    off_policy = objectives.mismatch(seen[0], seen[1], truncation)
+    off_policy["old_logprobs_s"] = time.monotonic() - started
+
+    def loss_of(model: Any, group: list[Trajectory], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        batch, temperature, sampler, advantages = batch_of(group)
+        logprobs, entropy = _forward(model, batch, temperature)
+        before = torch.cat([old[id(t)] for t in group])
+        loss, stats = objectives.clipped_policy_gradient(logprobs, before, sampler, advantages, clip, truncation)
+        stats["entropy"] = entropy.sum()
+        return loss * weight, {name: weight * value for name, value in stats.items()}
+
+    def tell(row: dict[str, float]) -> None:
+        row.update({f"rl/{name}": value for name, value in off_policy.items()})
+        row["rl/mean_outcome"] = mean([t.outcome for t in trajectories])
+        report(row)
+
+    return _train(
+        learner,
+        trajectories,
+        settings,
+        lambda t: len(t.token_ids),
+        lambda t: float(sum(t.loss_mask)),
+        loss_of,
+        tell,
+        "rl",
+    )

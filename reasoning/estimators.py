@@ -1,0 +1,81 @@
+"""Estimators used in reports: pass@k, bootstrap intervals, AUC, calibration error (method section 7)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased estimate 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
+
+    Raises ValueError unless 0 <= correct <= samples and 1 <= k <= samples.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(
+            f"samples, correct, k: got {samples}, {correct}, {k}; use 0 <= correct <= samples, 1 <= k <= samples"
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over problems with a 95 % bootstrap interval; `n`: problems."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """Percentile bootstrap over problems. Raises ValueError for no values."""
+    if not values:
+        raise ValueError("values: got none; a mean needs at least one problem")
+    rng = random.Random(seed)
+    n = len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
+    return Interval(sum(values) / n, means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1], n)
+
+
+def auc(scores: Sequence[float], positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """Weighted area under the ROC curve; item i counts `positives[i]` times as a positive and `negatives[i]` times as a
+    negative. Ties count half. None where one class is empty."""
+    order = sorted(range(len(scores)), key=lambda i: scores[i])
+    total_pos, total_neg = sum(positives), sum(negatives)
+    if total_pos <= 0 or total_neg <= 0:
+        return None
+    area = below = 0.0
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and scores[order[end]] == scores[order[start]]:
+            end += 1
+        pos = sum(positives[i] for i in order[start:end])
+        neg = sum(negatives[i] for i in order[start:end])
+        area += pos * (below + neg / 2)
+        below += neg
+        start = end
+    return area / (total_pos * total_neg)
+
+
+def calibration_error(
+    scores: Sequence[float], targets: Sequence[float], weights: Sequence[float], bins: int = 10
+) -> float:
+    """Expected calibration error over equal-width bins of [0, 1]; 0 where all weights are 0."""
+    total = sum(weights)
+    if total <= 0:
+        return 0.0
+    error = 0.0
+    for b in range(bins):
+        chosen = [i for i, s in enumerate(scores) if min(bins - 1, max(0, int(s * bins))) == b]
+        weight = sum(weights[i] for i in chosen)
+        if weight > 0:
+            gap = sum(weights[i] * (scores[i] - targets[i]) for i in chosen) / weight
+            error += weight / total * abs(gap)
+    return error

@@ -1,0 +1,203 @@
+"""The records that travel between rooms. One type per idea, frozen.
+
+pydantic where a record crosses to disk; slotted dataclasses where it stays inside a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandbox import Case, Verdict
+
+
+class Record(BaseModel):
+    """Base of what is written to disk: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Action(IntEnum):
+    """What a reasoning step does (method section 1; paper section 3.2)."""
+
+    DEFINE = 1
+    REFINE = 2
+    CODE = 3
+
+
+class Origin(StrEnum):
+    """Where the expected output of a test case comes from."""
+
+    GIVEN = "given"
+    REFERENCE = "reference"  # by executing the reference solutions, which agreed
+    GENERATED = "generated"  # written by the model
+    CONSENSUS = "consensus"  # agreed on by independent solutions
+
+
+class ProblemTest(Record):
+    """A test case of a problem. `shown`: given as an example in the prompt."""
+
+    case: Case
+    origin: Origin = Origin.GIVEN
+    shown: bool = False
+
+
+class Problem(Record):
+    """A programming problem.
+
+    `entry_point`: the function to write, or None where the program reads stdin and prints.
+    `setup`: source run before the tests of a function, after the program (imports, fixtures).
+    """
+
+    id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    entry_point: str | None = None
+    references: tuple[str, ...] = Field(min_length=1)
+    tests: tuple[ProblemTest, ...] = Field(min_length=1)
+    difficulty: str = "unknown"
+    split: Literal["train", "heldout"] = "train"
+
+    @property
+    def shown_tests(self) -> tuple[ProblemTest, ...]:
+        return tuple(test for test in self.tests if test.shown)
+
+    @property
+    def hidden_tests(self) -> tuple[ProblemTest, ...]:
+        return tuple(test for test in self.tests if not test.shown)
+
+
+class Suite(Record):
+    """The tests that decide a problem's reward, with what is known of their quality (method section 2).
+
+    `kill_rate`: share of the reference's screened mutants that the suite rejects, None where there were none.
+    `holdout`: given tests kept apart, never used for reward; they measure how far the reward is from the truth.
+    """
+
+    problem_id: str
+    tests: tuple[ProblemTest, ...]
+    holdout: tuple[ProblemTest, ...] = ()
+    kill_rate: float | None = None
+    accepted: bool = True
+    reason: str = ""
+
+
+class Step(Record):
+    """One reasoning step as text: an action and its body, without header and end marker."""
+
+    action: Action
+    text: str
+
+
+class Demonstration(Record):
+    """A worked solution of a problem in steps; the last one is the code."""
+
+    problem_id: str
+    steps: tuple[Step, ...] = Field(min_length=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the policy sampled for one step.
+
+    `token_ids` and `logprobs` have equal length; `logprobs[i]` is the log-probability (nats) of `token_ids[i]` under the
+    distribution it was drawn from. `weight_spans`: (version, start, end) runs over the tokens.
+    `finish`: "stop" (the end marker or the end-of-text token), or "length".
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Literal["stop", "length"]
+    weight_spans: tuple[tuple[int, int, int], ...] = ()
+
+
+class StepRecord(Record):
+    """One step of a path as it was sampled; the token ids are the source of truth, the text is for people."""
+
+    action: Action
+    header_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    weight_spans: tuple[tuple[int, int, int], ...] = ()
+    value: float | None = None
+    passed: int = Field(default=0, ge=0)
+    sampled: int = Field(default=0, ge=0)
+
+
+class Path(Record):
+    """Root to leaf. Complete if it ends in a code step whose program was judged.
+
+    `value`: alpha * compiles + (1 - alpha) * passed / total of the program, None where the path is incomplete or the
+    judging failed for reasons of infrastructure.
+    """
+
+    problem_id: str
+    tree_id: str
+    prompt_ids: tuple[int, ...]
+    steps: tuple[StepRecord, ...]
+    program: str | None = None
+    verdict: Verdict | None = None
+    compiles: bool = False
+    tests_passed: int = 0
+    tests_total: int = 0
+    value: float | None = None
+    temperature: float = 1.0
+
+    @property
+    def complete(self) -> bool:
+        return self.value is not None
+
+    @property
+    def solved(self) -> bool:
+        """Whether the program passed every test: the path belongs to D+."""
+        return self.verdict is Verdict.ACCEPTED
+
+
+class StepLabel(Record):
+    """A training target of the PRM: the value of the state after the last step of `token_ids`.
+
+    `ends`: positions in `token_ids` of the last token of each step; `targets`, `weights`: one per end, `weights` 0 where
+    nothing is known.
+    """
+
+    problem_id: str
+    token_ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    targets: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+class Trajectory(Record):
+    """What the policy learner trains on; all sequences have the length of `token_ids`.
+
+    `loss_mask`: 1 on sampled tokens, 0 on prompt and headers. `logprobs`: the sampler's, 0 where masked.
+    `advantages`: per token, 0 where masked.
+    """
+
+    problem_id: str
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    advantages: tuple[float, ...]
+    outcome: float
+    temperature: float = Field(default=1.0, gt=0)
+    weight_versions: tuple[int, ...] = ()
+
+
+class TextPair(Record):
+    """A preference pair of completions of one prompt (DPO)."""
+
+    problem_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def mean(values: Sequence[float], default: float = 0.0) -> float:
+    """Arithmetic mean, or `default` of nothing."""
+    return sum(values) / len(values) if values else default

@@ -1,0 +1,203 @@
+"""Test cases as text: the template of the test case generator, its parser, and its training pairs (method section 2).
+
+A generated text holds cases of the form
+
+    Input:
+    [3, 1, 2], True
+    Output:
+    [1, 2, 3]
+
+where a function's input is its argument list and its output a Python literal; a program's are its stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reasoning.prompts import Message, example_text
+from reasoning.records import Origin, Problem, ProblemTest, TextPair
+from sandbox import CallCase, StdioCase
+
+SYSTEM_TCG = "You write test cases for programs."
+CASES_PER_PROMPT = 3
+MAX_CASE_CHARACTERS = 2000
+
+_CASE = re.compile(r"Input:\n(.*?)\nOutput:\n(.*?)(?=\n+Input:\n|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCase:
+    """One case of a generated text. `output` is None where it cannot be read; the input can still be executed.
+
+    `args`: a function's arguments, None for a program; `stdin`: a program's input.
+    """
+
+    args: tuple[Any, ...] | None
+    stdin: str
+    output: Any
+    output_ok: bool
+
+    @property
+    def key(self) -> str:
+        return repr(self.args) if self.args is not None else self.stdin
+
+
+def tcg_messages(problem: Problem, code: str | None) -> list[Message]:
+    """The generator's prompt: instruction, problem, code part. `code` None: question-only mode."""
+    parts = [f"Write {CASES_PER_PROMPT} new test cases for this problem.", problem.question.strip()]
+    shown = problem.shown_tests
+    if shown:
+        parts.append("Example:\n" + example_text(shown[0], problem.entry_point))
+    if code is not None:
+        parts.append(f"Code:\n```python\n{code.strip()}\n```")
+    return [{"role": "system", "content": SYSTEM_TCG}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def renderable(test: ProblemTest) -> bool:
+    """Whether `render_cases` can write the test: plain calls and stdin programs of modest size."""
+    case = test.case
+    if isinstance(case, StdioCase):
+        return len(case.stdin) + len(case.expected) <= MAX_CASE_CHARACTERS and "Input:" not in case.stdin
+    return isinstance(case, CallCase) and not case.kwargs and len(repr(case.args)) <= MAX_CASE_CHARACTERS
+
+
+def input_text(test: ProblemTest) -> str:
+    case = test.case
+    if isinstance(case, StdioCase):
+        return case.stdin.strip("\n")
+    assert isinstance(case, CallCase)
+    return ", ".join(repr(a) for a in case.args)
+
+
+def output_text(test: ProblemTest) -> str:
+    case = test.case
+    return case.expected.strip("\n") if isinstance(case, StdioCase) else repr(case.expected)
+
+
+def render_cases(inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """The completion that the generator is trained on."""
+    return "\n\n".join(f"Input:\n{i}\nOutput:\n{o}" for i, o in zip(inputs, outputs, strict=True))
+
+
+def parse_cases(text: str, problem: Problem) -> list[ParsedCase]:
+    """The cases of a generated text; what has no readable input is left out, repeated inputs count once."""
+    found: dict[str, ParsedCase] = {}
+    for match in _CASE.finditer(text):
+        raw_input, raw_output = match[1].strip("\n"), match[2].strip("\n").rstrip()
+        if len(raw_input) + len(raw_output) > MAX_CASE_CHARACTERS:
+            continue
+        if problem.entry_point is None:
+            case = ParsedCase(None, raw_input + "\n", raw_output, bool(raw_output))
+        else:
+            args = _literal(f"({raw_input},)")
+            if not isinstance(args, tuple) or not raw_input.strip():
+                continue
+            output = _literal(raw_output)
+            case = ParsedCase(args, "", None if output is _UNREADABLE else output, output is not _UNREADABLE)
+        found.setdefault(case.key, case)
+    return list(found.values())
+
+
+_UNREADABLE = object()
+
+
+def _literal(source: str) -> Any:
+    try:
+        return ast.literal_eval(source)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return _UNREADABLE
+
+
+def make_test(problem: Problem, case: ParsedCase, expected: Any, origin: Origin) -> ProblemTest:
+    """A test from a generated input and an output; the comparator is the one of the problem's given tests."""
+    if problem.entry_point is None:
+        given = next(t.case for t in problem.tests if isinstance(t.case, StdioCase))
+        return ProblemTest(
+            case=StdioCase(stdin=case.stdin, expected=str(expected), comparator=given.comparator), origin=origin
+        )
+    calls = [t.case for t in problem.tests if isinstance(t.case, CallCase)]
+    assert case.args is not None
+    if calls:
+        test = CallCase(args=list(case.args), expected=expected, comparator=calls[0].comparator)
+    else:
+        test = CallCase(args=list(case.args), expected=expected)
+    return ProblemTest(case=test, origin=origin)
+
+
+def sft_completions(problem: Problem, rng: random.Random, count: int) -> list[str]:
+    """`count` completions, each of three distinct given tests of the problem."""
+    tests = [t for t in problem.tests if renderable(t)]
+    if len(tests) < CASES_PER_PROMPT:
+        return []
+    picks = [rng.sample(tests, CASES_PER_PROMPT) for _ in range(count)]
+    return [render_cases([input_text(t) for t in p], [output_text(t) for t in p]) for p in picks]
+
+
+def derange(outputs: Sequence[str], rng: random.Random) -> list[str]:
+    """The outputs permuted or corrupted so that at least one differs from its own.
+
+    A derangement where the outputs allow one; else the value of one output is changed.
+    """
+    if len(set(outputs)) > 1:
+        for _ in range(16):
+            shuffled = list(outputs)
+            rng.shuffle(shuffled)
+            if shuffled != list(outputs):
+                return shuffled
+        return [*outputs[1:], outputs[0]]
+    changed = list(outputs)
+    place = rng.randrange(len(changed))
+    changed[place] = corrupt(changed[place], rng)
+    return changed
+
+
+def corrupt(output: str, rng: random.Random) -> str:
+    """Another plausible output of the same kind: a number off by a little, a flipped truth value, a changed text."""
+    swaps = {
+        "True": "False",
+        "False": "True",
+        "YES": "NO",
+        "NO": "YES",
+        "Yes": "No",
+        "No": "Yes",
+        "None": "0",
+        "[]": "[0]",
+    }
+    if output in swaps:
+        return swaps[output]
+    numbers = list(re.finditer(r"-?\d+", output))
+    if numbers:
+        match = rng.choice(numbers)
+        return output[: match.start()] + str(int(match[0]) + rng.choice([-2, -1, 1, 2])) + output[match.end() :]
+    if len(output) >= 4 and output[0] in "'\"":
+        return (
+            output[0] + output[-2:0:-1] + output[-1]
+            if output[1:-1] != output[-2:0:-1]
+            else output[0] + "x" + output[1:]
+        )
+    return output + "0" if output[-1:].isalnum() else output + " 0"
+
+
+def preference_pairs(problem: Problem, prompt: str, rng: random.Random, count: int) -> list[TextPair]:
+    """`count` DPO pairs: true tests against the same inputs with deranged outputs (paper section 3.1)."""
+    tests = [t for t in problem.tests if renderable(t)]
+    if len(tests) < CASES_PER_PROMPT:
+        return []
+    pairs = []
+    for _ in range(count):
+        picked = rng.sample(tests, CASES_PER_PROMPT)
+        inputs, outputs = [input_text(t) for t in picked], [output_text(t) for t in picked]
+        pairs.append(
+            TextPair(
+                problem_id=problem.id,
+                prompt=prompt,
+                chosen=render_cases(inputs, outputs),
+                rejected=render_cases(inputs, derange(outputs, rng)),
+            )
+        )
+    return pairs

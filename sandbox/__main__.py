@@ -1,0 +1,161 @@
+"""Command line: `python -m sandbox doctor` and `python -m sandbox judge SOURCE --cases FILE.jsonl`.
+
+Exit status of `judge`: 0 accepted, 1 not accepted, 2 bad input (one line on stderr), 3 trouble with the sandbox.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from sandbox.isolation import LEVEL_NAMES, SandboxUnavailableError
+from sandbox.pool import LocalPool, detect
+from sandbox.records import Case, Limits, Submission, SuiteResult
+from sandbox.verdicts import Verdict
+
+EXIT_ACCEPTED: Final = 0
+EXIT_NOT_ACCEPTED: Final = 1
+EXIT_BAD_INPUT: Final = 2
+EXIT_TROUBLE: Final = 3
+
+
+class BadInputError(Exception):
+    """What the caller gave cannot be judged; the message says what and where."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "doctor":
+            return _doctor(options)
+        return _judge(options)
+    except BadInputError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except SandboxUnavailableError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return EXIT_TROUBLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description="Run untrusted programs and judge them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", help="say how isolated a run is on this machine")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    judge = commands.add_parser("judge", help="judge a program by a file of cases")
+    judge.add_argument("source", metavar="SOURCE", help="Python file; - for stdin")
+    judge.add_argument("--cases", required=True, metavar="FILE.jsonl", help="one case per line")
+    judge.add_argument("--entry-point", help="function that cases of kind 'call' call")
+    judge.add_argument("--cpu-s", type=float, help="CPU seconds per case")
+    judge.add_argument("--memory-mb", type=int, help="MiB of memory per case")
+    judge.add_argument("--stop", choices=["first_failure", "never"], default="never")
+    judge.add_argument("--slots", type=int, help="cases run at once; default: usable cores")
+    judge.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    levels: dict[str, Any] = {}
+    best = None
+    for level in (3, 2, 1):
+        try:
+            report = detect(level=level)
+        except SandboxUnavailableError as error:
+            levels[LEVEL_NAMES[level]] = error.attempts[level]
+            continue
+        levels[LEVEL_NAMES[level]] = report.model_dump()
+        best = best or report
+    if options.json:
+        print(json.dumps({"best": best.model_dump() if best else None, "levels": levels}))
+    else:
+        _print_doctor(levels, best.level_name if best else None)
+    return EXIT_ACCEPTED if best else EXIT_TROUBLE
+
+
+def _print_doctor(levels: dict[str, Any], best: str | None) -> None:
+    print(f"best isolation here: {best or 'none; the sandbox refuses to run'}")
+    for name, found in levels.items():
+        if isinstance(found, str):
+            print(f"\n{name}: not available: {found}")
+            continue
+        print(f"\n{name} (level {found['level']}): works, self-test passed")
+        for layer, state in found["layers"].items():
+            print(f"  {layer:<13}{state}")
+    known = next((found for found in levels.values() if not isinstance(found, str)), None)
+    if known:
+        print(f"\nkernel {known['kernel']}, Landlock ABI {known['landlock_abi']}, uid {known['uid']}")
+
+
+def _judge(options: argparse.Namespace) -> int:
+    submission = _submission(options)
+    if options.slots is not None and options.slots < 1:
+        raise BadInputError(f"--slots is {options.slots}; at least 1 is needed")
+    result = asyncio.run(_judged(submission, options))
+    print(result.model_dump_json())
+    if result.verdict is Verdict.SANDBOX_ERROR:
+        print(f"sandbox: {next(c.detail for c in result.cases if c.verdict is result.verdict)}", file=sys.stderr)
+        return EXIT_TROUBLE
+    return EXIT_ACCEPTED if result.verdict is Verdict.ACCEPTED else EXIT_NOT_ACCEPTED
+
+
+async def _judged(submission: Submission, options: argparse.Namespace) -> SuiteResult:
+    slots = options.slots or min(len(submission.cases), LocalPool().slots)
+    async with LocalPool(slots, min_level=options.min_level) as pool:
+        return await pool.judge(submission)
+
+
+def _submission(options: argparse.Namespace) -> Submission:
+    given = {"cpu_s": options.cpu_s, "memory_mb": options.memory_mb}
+    try:
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        return Submission(
+            source=_read(options.source),
+            entry_point=options.entry_point,
+            cases=_cases(options.cases),
+            limits=limits,
+            stop=options.stop,
+        )
+    except ValidationError as error:
+        raise BadInputError(_one_line(error)) from None
+
+
+def _read(path: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}") from None
+    # Bytes that are not UTF-8 are for the compiler to refuse or, with a coding cookie, to read.
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _cases(path: str) -> list[Any]:
+    adapter: TypeAdapter[Any] = TypeAdapter(Case)
+    cases = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            cases.append(adapter.validate_json(line.encode("utf-8", "surrogateescape")))
+        except ValidationError as error:
+            raise BadInputError(f"{path}, line {number}: {_one_line(error)}") from None
+    if not cases:
+        raise BadInputError(f"{path} holds no case")
+    return cases
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    value = repr(first.get("input"))
+    return f"{where + ': ' if where else ''}{first['msg']} (got {value[:80]})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The trusted end of one cell: starts a zygote, sends it runs, reads what they left behind.
+
+Every wait has a deadline. Any doubt about a zygote raises CellError; the caller then drops the cell and takes another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from sandbox.inside import wire
+from sandbox.isolation import IsolationReport, report_from_hello
+
+ZYGOTE: Final = Path(__file__).parent / "inside" / "zygote.py"
+HELLO_TIMEOUT_S: Final = 30.0
+# A reply comes at the wall limit at the latest; a loaded machine may need longer to reap and report.
+REPLY_GRACE_S: Final = 15.0
+EXIT_TIMEOUT_S: Final = 3.0
+MESSAGE_MAX: Final = 65536
+STDERR_TAIL_BYTES: Final = 2048
+STACK_BYTES: Final = 64 * 1024 * 1024
+FIRST_SCRATCH_ID: Final = 62_000  # a range that systemd keeps for users without an account
+SCRATCH_IDS: Final = 1000
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Loaded before the first fork, so that no run pays for them.
+PRELOAD: Final = _names(
+    """
+    abc array ast bisect calendar cmath collections contextlib copy csv dataclasses datetime decimal enum fractions
+    functools gc hashlib heapq inspect io itertools json math numbers operator queue random re statistics string
+    struct sys textwrap threading time traceback types typing unicodedata
+    """
+)
+# Without a file system nothing can be imported later.
+PRELOAD_WITHOUT_FILES: Final = _names(
+    """
+    asyncio base64 binascii cProfile code codecs colorsys concurrent.futures.thread configparser difflib email
+    encodings.idna fileinput fnmatch getopt glob graphlib gzip html http importlib.resources ipaddress keyword linecache
+    locale logging lzma mmap optparse pathlib pickle platform pprint pstats reprlib secrets select selectors shlex
+    shutil signal socket sqlite3 stat subprocess symtable tempfile timeit tokenize unittest urllib.parse uuid
+    warnings weakref xml.etree.ElementTree zlib
+    """
+)
+
+
+class CellError(Exception):
+    """The cell failed, not the program in it."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: what to execute and within what (seconds, bytes, counts)."""
+
+    mode: int
+    source_fd: int
+    input_data: bytes
+    cpu_s: float
+    wall_s: float
+    memory_bytes: int
+    output_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class RawRun:
+    """What a run left behind: the kernel's statement and three files."""
+
+    reply: wire.Reply
+    stdout: bytes
+    stderr_tail: bytes
+    stderr_size: int
+    result: bytes
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """How a cell is set up. `disabled` names layers to leave out, for tests of the other layers."""
+
+    level: int
+    slot: int = 0
+    disabled: Sequence[str] = ()
+    preload: Sequence[str] = PRELOAD
+
+    def at_level(self, level: int) -> CellOptions:
+        """The same cell at another level."""
+        return replace(self, level=level)
+
+
+def sealed_file(name: str, content: bytes) -> int:
+    """A descriptor of a memory file with `content` that nobody can change any more. The caller closes it."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Cell:
+    """One zygote process and its control socket; at most one run at a time."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, stderr_fd: int) -> None:
+        self.runs = 0
+        self.report: IsolationReport
+        self.zygote_pid = process.pid
+        self._process = process
+        self._control = control
+        self._stderr_fd = stderr_fd
+        self._next_id = 0
+        self._dead = False
+        self._closed = False
+        self._waiter: asyncio.Future[bytes] | None = None
+        control.setblocking(False)
+        asyncio.get_running_loop().add_reader(control.fileno(), self._on_readable)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the cell may be given another run."""
+        return not self._dead
+
+    @classmethod
+    async def start(cls, options: CellOptions) -> Cell:
+        """Start a zygote and wait until its layers are on. Raises CellError saying why it did not come up."""
+        cell = cls._spawn(options)
+        try:
+            hello = json.loads(await cell._receive(HELLO_TIMEOUT_S, "hello"))
+            if "error" in hello:
+                raise CellError(hello["error"])
+            cell.report = report_from_hello(options.level, hello["layers"], hello["landlock_abi"])
+        except (CellError, ValueError) as error:
+            reason = f"{error}{cell._startup_stderr()}"
+            await cell.close()
+            raise CellError(reason) from None
+        except BaseException:
+            await cell.close()
+            raise
+        return cell
+
+    @classmethod
+    def _spawn(cls, options: CellOptions) -> Cell:
+        preload = [*options.preload, *(PRELOAD_WITHOUT_FILES if options.level == 1 else ())]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stderr_fd = os.memfd_create("zygote-stderr", os.MFD_CLOEXEC)
+        config = {
+            "fd": theirs.fileno(),
+            "level": options.level,
+            "scratch_id": FIRST_SCRATCH_ID + (os.getpid() * 16 + options.slot) % SCRATCH_IDS,
+            "parent": os.getpid(),
+            "disabled": list(options.disabled),
+            "preload": preload,
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-S", "-B", str(ZYGOTE), json.dumps(config)],
+                env=_environment(),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr_fd,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            os.close(stderr_fd)
+            raise CellError(f"cannot start {sys.executable}: {error}") from None
+        finally:
+            theirs.close()
+        return cls(process, ours, stderr_fd)
+
+    async def run(self, spec: RunSpec) -> RawRun:
+        """Execute one run. Raises CellError when the zygote fails or stays silent."""
+        self.runs += 1
+        self._next_id += 1
+        files: list[int] = []
+        try:
+            files.append(sealed_file("input", spec.input_data))
+            files += [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
+            request = wire.Request(
+                self._next_id, spec.mode, spec.cpu_s, spec.wall_s, spec.memory_bytes, spec.output_bytes, STACK_BYTES,
+                spec.threads,
+            )  # fmt: skip
+            rights = struct.pack(f"{1 + len(files)}i", spec.source_fd, *files)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            self._control.sendmsg([request.pack()], ancillary)
+            data = await self._receive(spec.wall_s + REPLY_GRACE_S, "reply")
+            reply = wire.Reply.unpack(data)
+            if reply.run_id != self._next_id:
+                raise CellError("the zygote answered another request")
+            return _collect(reply, files, spec.output_bytes)
+        except (OSError, struct.error) as error:
+            self._dead = True
+            raise CellError(f"{type(error).__name__}: {error}") from None
+        except BaseException:
+            self._dead = True
+            raise
+        finally:
+            for fd in files:
+                os.close(fd)
+
+    async def _receive(self, timeout_s: float, what: str) -> bytes:
+        if self._dead:
+            raise CellError(f"no {what}: the zygote is gone")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._waiter
+        except TimeoutError:
+            self._dead = True
+            raise CellError(f"no {what} from the zygote within {timeout_s:.1f} s") from None
+        except CellError as error:
+            raise CellError(f"no {what}: {error}") from None
+        finally:
+            self._waiter = None
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._control.recv(MESSAGE_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        waiter = self._waiter
+        if not data:
+            # Also notices a zygote that dies between two runs, before the next one is lost to it.
+            self._end("the zygote died")
+        elif waiter is not None and not waiter.done():
+            waiter.set_result(data)
+
+    def _end(self, reason: str) -> None:
+        """No message will come any more."""
+        self._dead = True
+        asyncio.get_running_loop().remove_reader(self._control.fileno())
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(CellError(reason))
+
+    async def close(self) -> None:
+        """End the zygote and everything in the cell; no process is left afterwards."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end("the cell was closed")
+        # close() alone would not reach the zygote while any copy of our end is inherited somewhere.
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.close()
+        try:
+            await asyncio.shield(self._reap())
+        finally:
+            os.close(self._stderr_fd)
+
+    async def _reap(self) -> None:
+        deadline = asyncio.get_running_loop().time() + EXIT_TIMEOUT_S
+        pause = 0.001
+        while self._process.poll() is None:
+            if asyncio.get_running_loop().time() > deadline:
+                self._process.kill()
+                self._process.wait()
+                return
+            await asyncio.sleep(pause)
+            pause = min(0.02, pause * 2)
+
+    def _startup_stderr(self) -> str:
+        size = os.fstat(self._stderr_fd).st_size
+        tail = os.pread(self._stderr_fd, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
+        return f" (stderr: {tail.decode('utf-8', 'replace').strip()})" if tail.strip() else ""
+
+
+def _environment() -> dict[str, str]:
+    """All that user code can find in os.environ."""
+    environment = {
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TZ": "UTC",
+    }
+    # An interpreter that finds its own library this way cannot start without it.
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return environment
+
+
+def _collect(reply: wire.Reply, files: Sequence[int], limit: int) -> RawRun:
+    _, stdout, stderr, result = files
+    stderr_size = os.fstat(stderr).st_size
+    tail_from = max(0, stderr_size - STDERR_TAIL_BYTES)
+    return RawRun(
+        reply=reply,
+        stdout=_read(stdout, limit),
+        stderr_tail=os.pread(stderr, STDERR_TAIL_BYTES, tail_from),
+        stderr_size=stderr_size,
+        result=_read(result, limit),
+    )
+
+
+def _read(fd: int, limit: int) -> bytes:
+    size = min(os.fstat(fd).st_size, limit)
+    content = os.pread(fd, size, 0) if size else b""
+    while len(content) < size:
+        more = os.pread(fd, size - len(content), len(content))
+        if not more:
+            break
+        content += more
+    return content

@@ -1,0 +1,179 @@
+"""Running user code: the last trusted steps, and the ones that follow under its power.
+
+From `execute` on, everything in this process is hostile. Nothing here decides a verdict; the worst that a program can
+do to its own runner is to write another answer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import json
+import os
+import random
+import sys
+import threading
+import types
+from typing import Any, Final, NoReturn
+
+from sandbox import codec
+from sandbox.inside import wire
+
+FILE_NAME: Final = "solution.py"
+# Python's default; the frames of the runner are added, so that a program has all of it.
+RECURSION_LIMIT: Final = 1000
+STDIN_BUFFER: Final = 1 << 16
+
+
+def prepare() -> None:
+    """Set up what every program finds: standard streams, argv, a fixed random state.
+
+    Called once in the zygote, whose descriptors 0-2 are /dev/null: the streams hold numbers, and a run puts its own
+    files behind them. Doing this in each run would cost a tenth of it.
+    """
+    sys.stdin = _reader(0)
+    sys.stdout = _writer(1, "strict")
+    sys.stderr = _writer(2, "backslashreplace")
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, f"__{name}__", getattr(sys, name))
+    sys.argv = [FILE_NAME]
+    sys.set_int_max_str_digits(0)
+    random.seed(0)
+
+
+def _reader(fd: int) -> io.TextIOWrapper:
+    raw = io.FileIO(fd, "r", closefd=False)
+    return io.TextIOWrapper(io.BufferedReader(raw, STDIN_BUFFER), encoding="utf-8", errors="surrogateescape")
+
+
+def _writer(fd: int, errors: str) -> io.TextIOWrapper:
+    raw = io.FileIO(fd, "w", closefd=False)
+    line_buffering = fd == 2
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors=errors, line_buffering=line_buffering)
+
+
+def compile_source(source: bytes) -> types.CodeType:
+    """The program as code. Raises whatever the compiler raises."""
+    return compile(source, FILE_NAME, "exec", dont_inherit=True)
+
+
+def execute(mode: int, code: types.CodeType, payload: bytes, result_fd: int) -> NoReturn:
+    """Run the program in the asked mode and end the process."""
+    # In call mode the module is not `__main__` by name: a solution's own `if __name__ == "__main__":` part would
+    # read an input that nobody gave.
+    name = "__main__" if mode == wire.MODE_STDIO else "solution"
+    module = types.ModuleType(name)
+    module.__dict__["__builtins__"] = __builtins__
+    module.__dict__["__file__"] = FILE_NAME
+    sys.modules["__main__"] = module
+    sys.modules[name] = module
+    depth = 1
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    del frame
+    sys.setrecursionlimit(RECURSION_LIMIT + depth)
+    if mode == wire.MODE_STDIO:
+        _run_script(code, module)
+    _run_for_value(mode, code, module, payload, result_fd)
+
+
+def _run_script(code: types.CodeType, module: types.ModuleType) -> NoReturn:
+    status = 0
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as end:
+        status = _exit_status(end)
+    except BaseException as error:
+        status = 1
+        _report(error)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        _forget(module)
+    except BaseException as error:
+        status = status or 1
+        _report(error)
+    _leave(status)
+
+
+def _exit_status(end: SystemExit) -> int:
+    """The status that the interpreter would exit with."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code & 0xFF
+    print(end.code, file=sys.stderr)
+    return 1
+
+
+def _forget(module: types.ModuleType) -> None:
+    """Destroy the program's globals, so that finalisers run as they do when an interpreter ends."""
+    names = module.__dict__
+    for private in (True, False):
+        for name in list(names):
+            if name != "__builtins__" and name.startswith("_") == private:
+                names[name] = None
+    gc.collect()
+
+
+def _run_for_value(
+    mode: int, code: types.CodeType, module: types.ModuleType, payload: bytes, result_fd: int
+) -> NoReturn:
+    try:
+        task = json.loads(payload)
+        # Decoded before user code exists: it could otherwise see to it that they come out differently.
+        arguments = codec.decode_value(task.get("args", []))
+        keywords = codec.decode_value(task.get("kwargs", {}))
+        names = module.__dict__
+        exec(code, names)
+        if mode == wire.MODE_CALL:
+            value = _entry_point(names, task["entry_point"])(*arguments, **keywords)
+        else:
+            if task["setup"]:
+                exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
+            value = eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
+        text = codec.dumps(value).encode()
+        os.ftruncate(result_fd, 0)
+        done = 0
+        while done < len(text):
+            done += os.pwrite(result_fd, text[done:], done)
+    except BaseException as error:
+        _report(error)
+        _leave(1)
+    _leave(0)
+
+
+def _entry_point(names: dict[str, Any], name: str) -> Any:
+    """The callable called `name`: a function, `Class.method`, or a method of a class `Solution`."""
+    owner, _, method = name.rpartition(".")
+    if owner:
+        return getattr(names[owner](), method)
+    if name in names:
+        return names[name]
+    solution = names.get("Solution")
+    if isinstance(solution, type) and hasattr(solution, name):
+        return getattr(solution(), name)
+    raise NameError(f"name {name!r} is not defined")
+
+
+def _report(error: BaseException) -> None:
+    """Print a traceback without the runner's own frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except BaseException:
+        os.write(2, f"{type(error).__name__}\n".encode())
+
+
+def _leave(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            status = status or 120  # what the interpreter itself exits with in this case
+    os._exit(status)

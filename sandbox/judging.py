@@ -1,0 +1,218 @@
+"""From what a run left behind to a verdict. Pure: no process, no file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sandbox.cell import RawRun, RunSpec
+from sandbox.codec import MalformedValueError, dumps, encode_value, loads
+from sandbox.inside import wire
+from sandbox.records import (
+    BASE_OUTPUT_BYTES,
+    CALL_OUTPUT_BYTES,
+    CallCase,
+    CaseResult,
+    ExpressionCase,
+    Limits,
+    RunOutput,
+    StdioCase,
+    output_bytes,
+)
+from sandbox.verdicts import Verdict
+
+log = logging.getLogger("sandbox")
+
+STDOUT_HEAD_BYTES: Final = 2048
+RETURNED_MAX_BYTES: Final = 65536
+# A run that dies this close to its memory limit died of it.
+MEMORY_DEATH_SHARE: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, before any comparison. `verdict` is accepted when there is an output to compare."""
+
+    verdict: Verdict
+    compiled: bool | None  # None when the run did not get far enough to tell
+    detail: str | None
+    value: Any = None
+
+
+def spec_for_stdin(source_fd: int, stdin: str, limits: Limits, case: StdioCase | None) -> RunSpec:
+    """A run of the whole program on `stdin`."""
+    data = stdin.encode("utf-8", "surrogatepass")
+    floor = BASE_OUTPUT_BYTES if case is not None else CALL_OUTPUT_BYTES
+    return _spec(wire.MODE_STDIO, source_fd, data, limits, output_bytes(limits, case, floor))
+
+
+def spec_for_call(
+    source_fd: int, entry_point: str, args: Any, kwargs: Any, limits: Limits, case: CallCase | None
+) -> RunSpec:
+    """A run that calls the entry point. Raises UnserializableError for arguments that cannot travel."""
+    task = {"entry_point": entry_point, "args": encode_value(list(args)), "kwargs": encode_value(dict(kwargs))}
+    size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
+    return _spec(wire.MODE_CALL, source_fd, json.dumps(task).encode(), limits, size)
+
+
+def spec_for_expression(source_fd: int, case: ExpressionCase, limits: Limits) -> RunSpec:
+    """A run that evaluates an expression in the solution's namespace."""
+    task = {"setup": case.setup, "expression": case.expression}
+    size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
+    return _spec(wire.MODE_EXPRESSION, source_fd, json.dumps(task).encode(), limits, size)
+
+
+def _spec(mode: int, source_fd: int, data: bytes, limits: Limits, size: int) -> RunSpec:
+    memory = limits.memory_mb * 1024 * 1024
+    return RunSpec(mode, source_fd, data, limits.cpu_s, limits.effective_wall_s, memory, size, limits.threads)
+
+
+def infrastructure_failure(raw: RawRun) -> str | None:
+    """Why the run does not count, or None. Only what trusted code and the kernel said is looked at."""
+    stages = raw.reply.stages
+    if stages.startswith(wire.STAGE_ERROR):
+        return f"boot failed: {stages[1:].decode('utf-8', 'replace')}"
+    if not raw.reply.forked or not stages.startswith(wire.STAGE_BOOT):
+        return "the run died before its boot was complete"
+    return None
+
+
+def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
+    """The verdict on the run itself, by precedence; the caller has ruled infrastructure failures out."""
+    reply = raw.reply
+    status = reply.wait_status
+    last_line = _last_line(raw.stderr_tail)
+    signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if signal_number == signal.SIGSYS:
+        # User code makes calls too, but only after compiling; a compiler makes none that is forbidden.
+        return Outcome(Verdict.SECURITY_VIOLATION, _compiled(reply), "killed for a forbidden system call")
+    if not reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN):
+        return Outcome(Verdict.COMPILE_ERROR, False, last_line or f"the compiler died: {_ending(reply)}")
+    if reply.killed_by == wire.KILLED_CPU or signal_number == signal.SIGXCPU:
+        return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.cpu_s:g} s of CPU time")
+    if reply.killed_by == wire.KILLED_WALL:
+        return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.wall_s:g} s on the clock")
+    failed = status != 0
+    near_limit = reply.peak_rss_kib * 1024 >= MEMORY_DEATH_SHARE * spec.memory_bytes
+    if failed and (near_limit or _is_memory_error(last_line)):
+        return Outcome(Verdict.MEMORY_LIMIT, True, last_line or _ending(reply))
+    sizes = (len(raw.stdout), raw.stderr_size, len(raw.result))
+    if max(sizes) >= spec.output_bytes:
+        return Outcome(Verdict.OUTPUT_LIMIT, True, f"{spec.output_bytes} bytes or more of output")
+    if failed:
+        return Outcome(Verdict.RUNTIME_ERROR, True, _failure(last_line, reply))
+    if spec.mode == wire.MODE_STDIO:
+        return Outcome(Verdict.ACCEPTED, True, None)
+    if not raw.result:
+        return Outcome(Verdict.RUNTIME_ERROR, True, "ended without returning a value")
+    try:
+        return Outcome(Verdict.ACCEPTED, True, None, loads(raw.result))
+    except MalformedValueError as error:
+        return Outcome(Verdict.RUNTIME_ERROR, True, f"the returned value is not typed JSON: {error}")
+
+
+def case_result(raw: RawRun, spec: RunSpec, case: StdioCase | CallCase | ExpressionCase) -> tuple[CaseResult, bool]:
+    """The judged run, and whether the source compiled."""
+    end = outcome(raw, spec)
+    verdict, detail = end.verdict, end.detail
+    returned = None
+    if verdict is Verdict.ACCEPTED and not isinstance(case, StdioCase) and len(raw.result) <= RETURNED_MAX_BYTES:
+        returned = dumps(end.value)
+    if verdict is Verdict.ACCEPTED and not _right(raw, end, case):
+        verdict, detail = Verdict.WRONG_ANSWER, _difference(returned, case)
+    result = CaseResult(
+        verdict=verdict,
+        cpu_s=raw.reply.cpu_s,
+        wall_s=raw.reply.wall_s,
+        peak_rss_mb=raw.reply.peak_rss_kib / 1024,
+        stdout_head=_text(raw.stdout[:STDOUT_HEAD_BYTES]),
+        stderr_tail=_text(raw.stderr_tail),
+        detail=detail,
+        returned=returned,
+    )
+    return result, end.compiled is True
+
+
+def run_output(raw: RawRun, spec: RunSpec) -> RunOutput:
+    """The run of a program without an expected output."""
+    end = outcome(raw, spec)
+    verdict, detail, stdout = end.verdict, end.detail, ""
+    if spec.mode == wire.MODE_STDIO:
+        try:
+            stdout = raw.stdout.decode()
+        except UnicodeDecodeError:
+            stdout = _text(raw.stdout)
+            if verdict is Verdict.ACCEPTED:
+                verdict, detail = Verdict.RUNTIME_ERROR, "the output is not UTF-8"
+    else:
+        stdout = _text(raw.stdout[:STDOUT_HEAD_BYTES])
+    # Not validated again: the value has just been decoded from typed JSON.
+    return RunOutput.model_construct(
+        verdict=verdict,
+        value=end.value,
+        stdout=stdout,
+        cpu_s=raw.reply.cpu_s,
+        wall_s=raw.reply.wall_s,
+        peak_rss_mb=raw.reply.peak_rss_kib / 1024,
+        stderr_tail=_text(raw.stderr_tail),
+        detail=detail,
+    )
+
+
+def _compiled(reply: wire.Reply) -> bool:
+    return reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN)
+
+
+def _text(data: bytes) -> str:
+    """Bytes for people to read: control characters of terminals are made visible."""
+    text = data.decode("utf-8", "replace")
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def _last_line(stderr_tail: bytes) -> str:
+    lines = _text(stderr_tail).strip().splitlines()
+    return lines[-1][:500] if lines else ""
+
+
+def _is_memory_error(last_line: str) -> bool:
+    return last_line == "MemoryError" or last_line.startswith("MemoryError:")
+
+
+def _ending(reply: wire.Reply) -> str:
+    status = reply.wait_status
+    if reply.killed_by != wire.KILLED_NO:
+        return "killed at its time limit"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"signal {signal.Signals(number).name}"
+        except ValueError:
+            return f"signal {number}"
+    return f"exit status {os.WEXITSTATUS(status)}"
+
+
+def _failure(last_line: str, reply: wire.Reply) -> str:
+    if os.WIFSIGNALED(reply.wait_status) or not last_line:
+        return _ending(reply)
+    return last_line
+
+
+def _right(raw: RawRun, end: Outcome, case: StdioCase | CallCase | ExpressionCase) -> bool:
+    try:
+        if isinstance(case, StdioCase):
+            return case.comparator.accepts(raw.stdout, case.expected)
+        return case.comparator.accepts(end.value, case.expected)
+    except (ValueError, ArithmeticError, RecursionError):
+        log.exception("a comparator failed; the answer counts as wrong")
+        return False
+
+
+def _difference(returned: str | None, case: StdioCase | CallCase | ExpressionCase) -> str:
+    """In typed JSON: repr() refuses integers of thousands of digits."""
+    if isinstance(case, StdioCase):
+        return "the output differs from the expected one"
+    return f"returned {'a long value' if returned is None else returned[:200]}, expected {dumps(case.expected)[:200]}"

@@ -1,0 +1,370 @@
+"""LocalPool: cells on this machine, fed from one asyncio loop.
+
+A cell runs one process at a time; the pool holds one cell per slot, replaces it after a failure or after many runs,
+and retries a run that the infrastructure lost. Programs that the pool has no room for wait in `judge`, which is the
+back-pressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from sandbox import judging, selftest
+from sandbox.cell import PRELOAD, Cell, CellError, CellOptions, RawRun, RunSpec, sealed_file
+from sandbox.isolation import (
+    BEST_LEVEL,
+    LEVEL_NAMES,
+    UNSAFE_VARIABLE,
+    IsolationReport,
+    SandboxUnavailableError,
+    unsafe_allowed,
+)
+from sandbox.records import (
+    CallCase,
+    CaseResult,
+    ExpressionCase,
+    Limits,
+    RunOutput,
+    StdioCase,
+    Submission,
+    SuiteResult,
+    checked_source,
+    source_bytes,
+)
+from sandbox.verdicts import Verdict, suite_verdict
+
+log = logging.getLogger("sandbox")
+
+RETRIES: Final = 2
+RECYCLE_AFTER_RUNS: Final = 5000
+QUEUE_LIMIT: Final = 1024
+DEFAULT_LIMITS: Final = Limits()
+
+_Made = TypeVar("_Made")
+AnyCase = StdioCase | CallCase | ExpressionCase
+
+
+class PoolClosedError(RuntimeError):
+    """The pool was closed, or was never started."""
+
+
+@dataclass
+class PoolStats:
+    """Counters since the start of a pool.
+
+    programs: judged or executed submissions; runs: processes that ended well or badly by themselves; sandbox_errors:
+    runs given up; retries: runs repeated on a fresh cell; cells_started: zygotes.
+    """
+
+    programs: int = 0
+    runs: int = 0
+    sandbox_errors: int = 0
+    retries: int = 0
+    cells_started: int = 0
+
+
+class _Slot:
+    """One place for a cell; used by one run at a time."""
+
+    def __init__(self, options: CellOptions, stats: PoolStats) -> None:
+        self.options = options
+        self.cell: Cell | None = None
+        self._stats = stats
+
+    async def ready(self, recycle_after: int) -> Cell:
+        """A live cell. Raises CellError when none comes up."""
+        if self.cell is not None and (not self.cell.alive or self.cell.runs >= recycle_after):
+            await self.drop()
+        if self.cell is None:
+            self._stats.cells_started += 1
+            self.cell = await Cell.start(self.options)
+        return self.cell
+
+    async def drop(self) -> None:
+        """Close the cell, if there is one."""
+        cell, self.cell = self.cell, None
+        if cell is not None:
+            await cell.close()
+
+
+class LocalPool:
+    """Judges programs on this machine.
+
+    slots: cells, each running one process at a time; the usable cores when None. min_level: refuse to start below
+    this isolation level. level: take exactly this level instead of the best. allow_unsafe: run without isolation
+    where nothing better exists; needs the environment variable O1CODER_SANDBOX_ALLOW_UNSAFE=1 as well.
+    queue_limit: submissions in work at once; more wait. disabled_layers: leave layers out, for tests of the others.
+
+    Use it as `async with LocalPool() as pool:`, on one event loop. Raises SandboxUnavailableError on entry when no
+    acceptable isolation is available.
+    """
+
+    def __init__(
+        self,
+        slots: int | None = None,
+        *,
+        min_level: int = 1,
+        level: int | None = None,
+        allow_unsafe: bool = False,
+        queue_limit: int = QUEUE_LIMIT,
+        recycle_after: int = RECYCLE_AFTER_RUNS,
+        preload: Sequence[str] = PRELOAD,
+        disabled_layers: Sequence[str] = (),
+    ) -> None:
+        if slots is not None and slots < 1:
+            raise ValueError(f"slots is {slots}; at least 1 is needed")
+        if level is not None and level not in LEVEL_NAMES:
+            raise ValueError(f"level is {level}; levels are {sorted(LEVEL_NAMES)}")
+        if queue_limit < 1 or recycle_after < 1:
+            raise ValueError("queue_limit and recycle_after are at least 1")
+        self.slots = slots or len(os.sched_getaffinity(0))
+        self._min_level = min_level
+        self._level = level
+        self._allow_unsafe = allow_unsafe
+        self._recycle_after = recycle_after
+        self._options = CellOptions(level=0, disabled=tuple(disabled_layers), preload=tuple(preload))
+        self._stats = PoolStats()
+        self._slots: list[_Slot] = []
+        self._free: asyncio.Queue[_Slot] = asyncio.Queue()
+        self._admission = asyncio.Semaphore(queue_limit)
+        self._isolation: IsolationReport | None = None
+        self._closed = False
+
+    @property
+    def isolation(self) -> IsolationReport:
+        """What protects the host. Raises PoolClosedError before the pool has started."""
+        if self._isolation is None:
+            raise PoolClosedError("the pool has not been started; use `async with LocalPool() as pool:`")
+        return self._isolation
+
+    def stats(self) -> PoolStats:
+        """A copy of the counters."""
+        return PoolStats(**vars(self._stats))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Find the best level, start the cells. Raises SandboxUnavailableError."""
+        if self._isolation is not None or self._closed:
+            raise PoolClosedError("a pool starts once")
+        first = await self._first_cell()
+        self._isolation = first.report
+        log.info("sandbox level %d (%s): %s", first.report.level, first.report.level_name, first.report.layers)
+        for number in range(self.slots):
+            options = CellOptions(first.report.level, number, self._options.disabled, self._options.preload)
+            slot = _Slot(options, self._stats)
+            slot.cell = first if number == 0 else None
+            self._slots.append(slot)
+            self._free.put_nowait(slot)
+
+    async def _first_cell(self) -> Cell:
+        unsafe = unsafe_allowed(self._allow_unsafe)
+        attempts: dict[int, str] = {}
+        wanted = range(BEST_LEVEL, -1, -1) if self._level is None else (self._level,)
+        for level in wanted:
+            if level == 0:
+                if not unsafe:
+                    attempts[0] = f"refused: it needs allow_unsafe=True and {UNSAFE_VARIABLE}=1 in the environment"
+                    continue
+            elif level < self._min_level:
+                attempts[level] = f"not tried: below min_level={self._min_level}"
+                continue
+            try:
+                return await self._tried(level)
+            except CellError as error:
+                attempts[level] = str(error)
+        raise SandboxUnavailableError(attempts, self._min_level)
+
+    async def _tried(self, level: int) -> Cell:
+        """A cell of this level that has shown that it holds. Raises CellError."""
+        self._stats.cells_started += 1
+        cell = await Cell.start(self._options.at_level(level))
+        try:
+            if level > 0 and not self._options.disabled:
+                await selftest.check(cell)
+        except BaseException:
+            await cell.close()
+            raise
+        return cell
+
+    async def aclose(self) -> None:
+        """End every cell. Runs in flight and waiting calls raise PoolClosedError; no process is left."""
+        self._closed = True
+        await asyncio.gather(*(slot.drop() for slot in self._slots))
+
+    async def judge(self, submission: Submission) -> SuiteResult:
+        """Run every case in a process of its own and compare. Raises PoolClosedError, nothing else.
+
+        A lost run becomes a case with verdict sandbox_error after two retries.
+        """
+        isolation = self.isolation
+        async with self._program(submission.source) as source_fd:
+            results = await self._judge_cases(submission, source_fd)
+        cases = tuple(result for result, _ in results)
+        return SuiteResult(
+            verdict=suite_verdict(case.verdict for case in cases),
+            compiles=any(compiled for _, compiled in results),
+            passed=sum(case.verdict is Verdict.ACCEPTED for case in cases),
+            total=len(cases),
+            cases=cases,
+            isolation=isolation,
+        )
+
+    async def run_calls(
+        self,
+        source: str,
+        entry_point: str,
+        inputs: Sequence[tuple[Sequence[Any], Mapping[str, Any]]],
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> list[RunOutput]:
+        """Call the entry point on every (args, kwargs), each in a process of its own.
+
+        Raises UnserializableError for arguments that typed JSON cannot express and ValueError for a source that is
+        too long.
+        """
+        checked_source(source)
+        async with self._program(source) as source_fd:
+            specs = [judging.spec_for_call(source_fd, entry_point, a, k, limits, None) for a, k in inputs]
+            return await self._outputs(specs)
+
+    async def run_stdin(self, source: str, stdins: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> list[RunOutput]:
+        """Run the program on every input, each in a process of its own. Raises ValueError for too long a source."""
+        checked_source(source)
+        async with self._program(source) as source_fd:
+            return await self._outputs([judging.spec_for_stdin(source_fd, text, limits, None) for text in stdins])
+
+    @contextlib.asynccontextmanager
+    async def _program(self, source: str) -> AsyncIterator[int]:
+        """Room for one program: its source as a sealed descriptor, shared by all its runs."""
+        if self._closed or self._isolation is None:
+            raise PoolClosedError("the pool is not running")
+        async with self._admission:
+            source_fd = sealed_file("source", source_bytes(source))
+            try:
+                yield source_fd
+            finally:
+                os.close(source_fd)
+            self._stats.programs += 1
+
+    async def _judge_cases(self, submission: Submission, source_fd: int) -> list[tuple[CaseResult, bool]]:
+        first, *rest = submission.cases
+        results = [await self._judge_case(submission, first, source_fd)]
+        skipped = "an earlier case failed"
+        if results[0][0].verdict is Verdict.COMPILE_ERROR:
+            skipped = "the source does not compile"
+        elif submission.stop == "never":
+            results += await _together([self._judge_case(submission, case, source_fd) for case in rest])
+        else:
+            for case in rest:
+                if results[-1][0].verdict is not Verdict.ACCEPTED:
+                    break
+                results.append(await self._judge_case(submission, case, source_fd))
+        missing = len(submission.cases) - len(results)
+        return results + [(CaseResult(verdict=Verdict.NOT_RUN, detail=skipped), False)] * missing
+
+    async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> tuple[CaseResult, bool]:
+        limits = submission.limits
+        if isinstance(case, StdioCase):
+            spec = judging.spec_for_stdin(source_fd, case.stdin, limits, case)
+        elif isinstance(case, CallCase):
+            entry_point = submission.entry_point or ""
+            spec = judging.spec_for_call(source_fd, entry_point, case.args, case.kwargs, limits, case)
+        else:
+            spec = judging.spec_for_expression(source_fd, case, limits)
+        return await self._run(
+            spec,
+            lambda raw: judging.case_result(raw, spec, case),
+            lambda reason: (CaseResult(verdict=Verdict.SANDBOX_ERROR, detail=reason), False),
+        )
+
+    async def _outputs(self, specs: Sequence[RunSpec]) -> list[RunOutput]:
+        def failed(reason: str) -> RunOutput:
+            return RunOutput(verdict=Verdict.SANDBOX_ERROR, detail=reason)
+
+        def run(spec: RunSpec) -> Coroutine[Any, Any, RunOutput]:
+            return self._run(spec, lambda raw: judging.run_output(raw, spec), failed)
+
+        return await _together([run(spec) for spec in specs])
+
+    async def _run(self, spec: RunSpec, made: Callable[[RawRun], _Made], failed: Callable[[str], _Made]) -> _Made:
+        """One run on some cell; a run that the infrastructure loses is repeated on a fresh one."""
+        reason = ""
+        for attempt in range(1 + RETRIES):
+            self._stats.retries += attempt > 0
+            slot = await self._free.get()
+            try:
+                if self._closed:
+                    raise PoolClosedError("the pool was closed")
+                cell = await slot.ready(self._recycle_after)
+                raw = await cell.run(spec)
+                failure = judging.infrastructure_failure(raw)
+                if failure is not None:
+                    raise CellError(failure)
+                self._stats.runs += 1
+                return made(raw)
+            except CellError as error:
+                reason = str(error)
+                await slot.drop()
+                log.warning("a run was lost (attempt %d): %s", attempt + 1, reason)
+            except asyncio.CancelledError:
+                await slot.drop()
+                raise
+            finally:
+                self._free.put_nowait(slot)
+            if self._closed:
+                raise PoolClosedError("the pool was closed")
+        self._stats.sandbox_errors += 1
+        return failed(reason)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, _Made]]) -> list[_Made]:
+    """All results in order; the first exception cancels the rest and is raised as it is."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(item) for item in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def detect_async(min_level: int = 1, *, level: int | None = None) -> IsolationReport:
+    """Find the best level by trying it. Raises SandboxUnavailableError."""
+    async with LocalPool(1, min_level=min_level, level=level) as pool:
+        return pool.isolation
+
+
+def detect(min_level: int = 1, *, level: int | None = None) -> IsolationReport:
+    """`detect_async` for callers without an event loop, and for those inside one. Raises SandboxUnavailableError."""
+    found: list[IsolationReport | BaseException] = []
+
+    def work() -> None:
+        try:
+            found.append(asyncio.run(detect_async(min_level, level=level)))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, name="sandbox-detect")
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
