@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,16 @@ class RunContext:
     @property
     def train(self) -> list[Problem]:
         return [p for p in self.problems if p.split == "train"]
+
+    def train_of(self, round_: int, count: int | None = None) -> list[Problem]:
+        """The training problems of a round: `search.problems` of them, in turn, so that a small round does not see the
+        same ones for ever. `count`: only so many of those."""
+        problems = sorted(self.train, key=lambda p: p.id)
+        random.Random(self.config.seed).shuffle(problems)
+        whole = min(self.config.search.problems, len(problems))
+        start = (round_ - 1) * whole % len(problems)
+        mine = [problems[(start + i) % len(problems)] for i in range(whole)]
+        return mine if count is None else mine[:count]
 
     @property
     def held_out(self) -> list[Problem]:

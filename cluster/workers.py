@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 import time
@@ -51,7 +52,7 @@ def start_ray(run_id: str) -> str:
         address="local",
         include_dashboard=False,
         log_to_driver=False,
-        num_cpus=max(8, os.cpu_count() or 1),
+        num_cpus=os.cpu_count() or 1,
         object_store_memory=512 * 2**20,
         _temp_dir=str(temporary) if temporary else None,
         configure_logging=False,
@@ -68,8 +69,8 @@ def _short_temporary_directory(run_id: str) -> Path | None:
 class Workers:
     """Owns every actor of a run. `close` ends them and then looks for processes they left."""
 
-    def __init__(self, config: RunConfig, model: Path) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, model: Path, logs: Path) -> None:
+        self.config, self._logs = config, logs
         self.sandboxes: list[Any] = []
         self.rollouts: list[Any] = []
         self.tracker: Any = None
@@ -146,6 +147,14 @@ class Workers:
                 self._pids.add(process.pid)
         return total
 
+    def _keep_logs(self) -> None:
+        """Copy the actors' output into the run: Ray keeps it where nobody looks."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            session = Path(ray._private.worker._global_node.get_session_dir_path())
+            _copy_logs(session / "logs", self._logs)
+
     def close(self) -> None:
         """End all actors, then Ray, then whatever is still there of what this process started."""
         import ray
@@ -164,9 +173,18 @@ class Workers:
             if actor is not None:
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
+        self._keep_logs()
         ray.shutdown()
         self._pids.discard(os.getpid())
         end_processes(self._pids)
+
+
+def _copy_logs(session: Path, target: Path) -> None:
+    """What actors printed, from Ray's session into the run; empty files are left out."""
+    for file in session.glob("worker-*"):
+        with contextlib.suppress(OSError):
+            if file.suffix in {".out", ".err"} and file.stat().st_size:
+                shutil.copyfile(file, target / file.name)
 
 
 def end_processes(pids: set[int], grace_s: float = 5.0) -> None:

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from reasoning.errors import InputError
 from reasoning.records import Demonstration, Problem, ProblemTest
-from sandbox import CallCase, CloseValue, ExpressionCase
+from sandbox import CallCase, CloseValue, ExactValue, ExpressionCase
 
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 HELD_OUT_SHARE = 0.25
 MBPP_TEST_IDS = range(11, 511)
+_EQUAL = ExactValue(bool_is_int=True)
+"""What `==` of an assert means: 0 equals False."""
 
 
 BadRow = Callable[[int, str, str], None]
@@ -214,8 +216,9 @@ def _case(call: ast.expr, expected: Any, entry_point: str, setup: str) -> CallCa
                 args=[ast.literal_eval(a) for a in call.args],
                 kwargs={str(k): ast.literal_eval(v) for k, v in named.items()},
                 expected=expected,
+                comparator=_EQUAL,
             )
-    return ExpressionCase(setup=setup, expression=ast.unparse(call), expected=expected)
+    return ExpressionCase(setup=setup, expression=ast.unparse(call), expected=expected, comparator=_EQUAL)
 
 
 _COLLECTIONS = {"set": set, "frozenset": frozenset, "list": list, "tuple": tuple}

@@ -125,6 +125,8 @@ def read_sample(action: Action, sampled: str, *, truncated: bool) -> tuple[Step 
     if truncated:
         return None, "cut off by the length limit"
     if action is Action.CODE:
+        if not body.removesuffix("```").strip():
+            return None, "no program"
         text = CODE_OPENING + (body if body.endswith("```") else body + "\n```")
         return (Step(action=action, text=text), "") if extract_program(text) else (None, "no program")
     if not marker:

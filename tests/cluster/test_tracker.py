@@ -246,6 +246,20 @@ def test_the_mode_without_a_key(tmp_path: Path) -> None:
         resolve_mode("onlin")
 
 
+def test_asking_for_the_mode_starts_no_process_and_writes_nothing(tmp_path: Path) -> None:
+    code = "import psutil; from cluster.tracker import resolve_mode; print(resolve_mode('auto')[0], end=' ')"
+    code += "; print(len(psutil.Process().children(recursive=True)))"
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    del environment["WANDB_CONFIG_DIR"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=home, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["offline", "0"]
+    assert list(home.iterdir()) == []
+
+
 def test_the_mode_with_a_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.environ["WANDB_API_KEY"] = KEY
     assert resolve_mode("auto")[0] == resolve_mode("online")[0] == "online"

@@ -1,5 +1,7 @@
 """The typed JSON codec and the pydantic field type on it."""
 
+# ruff: noqa: E501 - tables and programs keep one entry per line
+
 from __future__ import annotations
 
 import contextlib

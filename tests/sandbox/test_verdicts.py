@@ -1,5 +1,7 @@
 """Every verdict, its precedence, and the way a program ends."""
 
+# ruff: noqa: E501 - tables and programs keep one entry per line
+
 from __future__ import annotations
 
 from itertools import pairwise
