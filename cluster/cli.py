@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of `o1coder config`")
     show = commands.add_parser("config", help="print every setting with its value")
     show.add_argument("--budget", default="laptop", metavar="NAME")
+    show.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
     show.add_argument("overrides", nargs="*", metavar="section.key=value")
     test = commands.add_parser("test", help="run the tests: all, or `test unit`")
     test.add_argument("what", nargs="?", default="all", metavar="all|unit|PYTEST ARGUMENTS")
@@ -93,13 +94,16 @@ def _train(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str
 def _config(options: argparse.Namespace) -> int:
     from cluster import config
 
+    if options.markdown:
+        print(config.describe(), end="")
+        return 0
     print(config.load(options.budget, options.overrides).dump(), end="")
     return 0
 
 
 def _test(what: str, rest: Sequence[str]) -> int:
     selections = {"all": [], "unit": ["-m", "not slow and not e2e and not gpu"]}
-    arguments = selections[what] if what in selections else [what]
+    arguments = selections.get(what, [what])
     return subprocess.call([sys.executable, "-m", "pytest", *arguments, *rest], cwd=ROOT)
 
 

@@ -90,7 +90,7 @@ class NewDataConfig(_Section):
     """Search with the updated policy and the PRM, at the end of a round."""
 
     problems: int = Field(default=24, ge=0)
-    token_budget: int = Field(default=1000, ge=64)
+    token_budget: int = Field(default=600, ge=64, description="sampled tokens per tree")
     rollout_weight: float = Field(default=0.5, ge=0, le=1, description="lambda; below 1 the PRM counts")
 
 
@@ -99,8 +99,8 @@ class SftConfig(_Section):
 
     epochs: int = Field(default=2, ge=1, le=100)
     batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=2e-5, gt=0, lt=1)
-    demonstrations: int = Field(default=40, ge=0, description="how many demonstrations are trained on, first round")
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
+    demonstrations: int = Field(default=64, ge=0, description="how many demonstrations are trained on, first round")
     per_problem: int = Field(default=2, ge=1, description="solved paths per problem")
 
 
@@ -109,8 +109,8 @@ class PrmConfig(_Section):
 
     epochs: int = Field(default=1, ge=1, le=100)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=3e-5, gt=0, lt=1)
-    token_budget: int = Field(default=24_000, ge=512, description="training tokens per epoch")
+    learning_rate: float = Field(default=5e-5, gt=0, lt=1)
+    token_budget: int = Field(default=16_000, ge=512, description="training tokens per epoch")
     held_out: float = Field(default=0.25, gt=0, lt=1, description="share of problems kept for measuring")
 
 
@@ -121,7 +121,7 @@ class RlConfig(_Section):
     group: int = Field(default=6, ge=2, le=1024, description="paths sampled per problem")
     epochs: int = Field(default=1, ge=1, le=16)
     batch_size: int = Field(default=24, ge=1)
-    learning_rate: float = Field(default=5e-6, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
     process_weight: float = Field(default=0.5, ge=0, le=10)
     clip: float = Field(default=0.2, gt=0, lt=1)
     truncation: float = Field(default=2.0, ge=1, description="largest importance weight")
@@ -259,18 +259,42 @@ def _legal(where: str) -> str:
         return "one of " + ", ".join(get_args(field.annotation))
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         return "a mapping of settings"
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
     kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         field.annotation, "a value"
     )
-    return " ".join([kind, " and ".join(bounds)]).strip() + f", such as {field.default!r}"
+    return " ".join([kind, _bounds(field)]).strip() + f", such as {field.default!r}"
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of every setting, for the documentation."""
-    rows = []
-    for name, field in _fields():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            rows.append((name, str(field.default), field.description or ""))
-    return rows
+def _bounds(field: Any) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return " and ".join(f"{sign} {getattr(m, n)}" for m in field.metadata for n, sign in signs.items() if hasattr(m, n))
+
+
+def describe() -> str:
+    """The page that lists every setting (docs/configuration.md)."""
+    lines = [
+        "# Configuration",
+        "",
+        "Settings come from `configs/NAME.yaml` (`--budget NAME`, or a file of your own) and from `section.key=value` on",
+        "the command line, which wins. Unknown keys, wrong types and values out of range are refused before anything starts.",
+        "`o1coder config` prints the resolved values. This page is written by `o1coder config --markdown`.",
+        "",
+    ]
+    for title, model, prefix in _sections():
+        lines += [f"## {title}", "", *([" ".join((model.__doc__ or "").split()), ""]), "| setting | default | meaning |", "|---|---|---|"]
+        for name, field in model.model_fields.items():
+            if not _is_section(field):
+                bounds = _bounds(field)
+                meaning = "; ".join(part for part in (field.description, bounds) if part)
+                lines.append(f"| `{prefix}{name}` | `{field.default}` | {meaning} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections() -> list[tuple[str, type[BaseModel], str]]:
+    own = [(n, f.annotation, f"{n}.") for n, f in RunConfig.model_fields.items() if _is_section(f)]
+    return [("run", RunConfig, ""), *own]
+
+
+def _is_section(field: Any) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)

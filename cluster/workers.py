@@ -33,6 +33,8 @@ def start_ray(run_id: str) -> str:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # Ray runs actors at niceness 15: anything else on the machine would starve engine and learner.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Actors inherit this environment: no actor asks a hub or a usage server for anything.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     root = str(Path(__file__).resolve().parent.parent)

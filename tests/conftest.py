@@ -1,0 +1,29 @@
+"""Fixtures for tests of the real parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """SmolLM2-135M-Instruct in Hugging Face format, converted once."""
+    from cluster.models import resolve
+
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real benchmark rows, where they lie beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no benchmark data at {SHARED_DATA}")
+    return SHARED_DATA

@@ -1,0 +1,249 @@
+"""The whole round through the command line: interrupted, resumed, and everything that it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STAGES = ("eval before", "tcg", "search", "policy_sft", "prm", "policy_rl", "new_data", "eval after")
+METRICS = {
+    "eval/pass_at_1": "round",
+    "search/solved": "round",
+    "search/tokens_per_s": "round",
+    "sandbox/programs_per_s": "round",
+    "tcg/output_accuracy": "round",
+    "prm/ece": "round",
+    "rl/mismatch_kl": "learner/step",
+    "sync/version": "round",
+    "sync/seconds": "round",
+}
+
+
+class Started:
+    """A run in a process of its own; remembers every process that was ever below it."""
+
+    def __init__(self, *arguments: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+        environment["PYTHONUNBUFFERED"] = "1"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "train", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # its own process group, as a shell gives it
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.lines: list[tuple[float, str]] = []
+        self.seen: dict[int, psutil.Process] = {}
+
+    def wait_for(self, pattern: str | None, seconds: float) -> None:
+        """Until a line of the output matches, or (None) until the end."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._look()
+            if pattern and any(re.search(pattern, line) for _, line in self.lines):
+                return
+            if self.process.poll() is not None:
+                self._look()
+                if pattern:
+                    raise AssertionError(f"ended before {pattern!r}:\n{self.output}")
+                return
+            time.sleep(0.25)
+        self.process.kill()
+        raise AssertionError(f"no {pattern or 'end'!r} within {seconds} s:\n{self.output}")
+
+    def _look(self) -> None:
+        while line := self.process.stdout.readline():
+            self.lines.append((time.monotonic(), line.rstrip()))
+        try:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self.seen.setdefault(child.pid, child)
+        except psutil.NoSuchProcess:
+            pass
+
+    @property
+    def output(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def left_behind(self) -> list[str]:
+        """Processes of the run that still live; a moment is given to those that are just ending."""
+        _, alive = psutil.wait_procs(list(self.seen.values()), timeout=5)
+        return [f"{p.pid} {' '.join(p.cmdline())[:100]}" for p in alive if p.is_running() and p.status() != "zombie"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run that is told to stop in mid-stage, then resumed to its end."""
+    run_dir = tmp_path_factory.mktemp("e2e") / "run"
+    first = Started("--budget", "tiny", "--run-dir", str(run_dir))
+    first.wait_for(r"tcg: started", 400)
+    time.sleep(5)  # well inside the stage: the learner is at work
+    os.killpg(first.process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: the whole group gets it
+    first.wait_for(None, 120)
+    second = Started("--resume", str(run_dir))
+    second.wait_for(None, 900)
+    return run_dir, first, second
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_interrupted_run_saves_and_leaves_no_process(finished):
+    run_dir, first, _ = finished
+    assert first.process.returncode == 130, first.output
+    assert "interrupted by SIGINT" in first.output
+    assert f"--resume {run_dir}" in first.output
+    assert len(first.seen) > 5
+    assert first.left_behind() == []
+
+
+def test_the_resumed_run_ends_and_leaves_no_process(finished):
+    run_dir, _, second = finished
+    assert second.process.returncode == 0, second.output
+    assert "eval before: skipped: finished earlier" in second.output or "finished earlier" in second.output
+    assert second.left_behind() == []
+    assert not list(Path("/dev/shm").glob(f"o1coder-{json.loads((run_dir / 'run.json').read_text())['id']}*"))
+
+
+def test_every_stage_is_recorded_once(finished):
+    run_dir, *_ = finished
+    stages = json.loads((run_dir / "state.json").read_text())["stages"]
+    assert {key.split("/", 1)[1] for key in stages} == set(STAGES)
+
+
+def test_metrics_have_their_axes(finished):
+    run_dir, *_ = finished
+    rows = metrics(run_dir)
+    for name, axis in METRICS.items():
+        with_it = [row for row in rows if name in row]
+        if name == "rl/mismatch_kl" and not with_it:
+            stage = json.loads((run_dir / "state.json").read_text())["stages"]["1/policy_rl"]
+            assert "skipped" in stage, "RL ran but logged nothing"
+            continue
+        assert with_it, f"{name} was never logged"
+        assert all(axis in row and "wall_s" in row for row in with_it)
+    versions = [row["sync/version"] for row in rows if "sync/version" in row]
+    assert versions == sorted(set(versions)), "versions must only rise"
+    assert all(row["sync/probe_to_new"] < 0.15 for row in rows if "sync/probe_to_new" in row)
+
+
+def test_something_was_said_at_least_every_half_minute(finished):
+    _, _, second = finished
+    times = [at for at, _ in second.lines]
+    assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 36
+
+
+def test_the_report_is_complete(finished):
+    run_dir, _, second = finished
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["eval_before"]["samples"] == report["eval_after"]["samples"] == 2
+    assert report["problems_searched"] == 12
+    assert report["tests_by_origin"]["given"] > 0
+    assert report["difference"] is not None
+    assert report["stopped_early"] == ""
+    assert report["showcase"]["problem_id"].startswith("bundled/")
+    assert str(run_dir) in second.output
+    assert (run_dir / "report.txt").read_text().strip()
+
+
+def test_process_data_is_readable_by_datasets_and_true_to_the_trees(finished):
+    from datasets import load_dataset
+
+    from cluster.store import ProcessDataStore
+
+    run_dir, *_ = finished
+    file = run_dir / "data" / "paths" / "round-1-search.parquet"
+    table = load_dataset("parquet", data_files=str(file), cache_dir=str(run_dir.parent / "hf"))["train"]
+    paths = ProcessDataStore(run_dir / "data").read_paths(["round-1-search"])
+    assert len(table) == len(paths) > 0
+    for path in paths:
+        assert path.prompt_ids
+        for step in path.steps:
+            assert len(step.token_ids) == len(step.logprobs) > 0
+            assert [s[0] for s in step.weight_spans] == sorted(s[0] for s in step.weight_spans)
+            assert step.passed <= step.sampled
+
+
+def test_trees_replay_from_their_event_logs(finished):
+    from actors.tokens import Tokens
+    from cluster.models import resolve
+    from reasoning.search import SearchSettings
+    from reasoning.steps import StepCodec
+    from reasoning.tree import SearchTree
+
+    run_dir, *_ = finished
+    files = sorted((run_dir / "trees" / "round-1-search").glob("*.json"))
+    assert len(files) == 12
+    codec = StepCodec(Tokens.load(resolve("smollm2-135m")).encode)
+    for file in files:
+        record = json.loads(file.read_text())
+        settings = SearchSettings(**record["settings"])
+        tree = SearchTree.replay(
+            record["tree_id"], record["problem_id"], (1,), codec.header_ids, settings, record["events"]
+        )
+        assert tree.idle
+        assert (tree.tokens, len(tree.nodes)) == (record["tokens"], record["nodes"])
+
+
+def test_suites_hold_no_test_twice_and_reference_outputs_are_right(finished):
+    import asyncio
+
+    from cluster.store import ProcessDataStore
+    from reasoning.problems import bundled
+    from sandbox import LocalPool, Submission, Verdict
+
+    run_dir, *_ = finished
+    suites = ProcessDataStore(run_dir / "data").read_suites("current")
+    problems = {p.id: p for p in bundled()}
+
+    async def judge():
+        async with LocalPool(slots=1) as pool:
+            for suite in suites:
+                problem = problems[suite.problem_id]
+                for reference in problem.references:
+                    cases = [t.case for t in suite.tests]
+                    result = await pool.judge(Submission(source=reference, entry_point=problem.entry_point, cases=cases))
+                    assert result.verdict is Verdict.ACCEPTED, suite.problem_id
+
+    asyncio.run(judge())
+    for suite in suites:
+        texts = [t.case.model_dump_json() for t in suite.tests]
+        assert len(texts) == len(set(texts))
+        assert not {t.case.model_dump_json() for t in suite.holdout} & set(texts)
+
+
+def test_checkpoints_are_plain_hugging_face_directories(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_dir, *_ = finished
+    policy = run_dir / json.loads((run_dir / "state.json").read_text())["policy"]
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    assert model.config.model_type == "llama"
+    assert AutoTokenizer.from_pretrained(policy).chat_template
+
+
+def test_wandb_has_the_run_offline(finished):
+    run_dir, *_ = finished
+    files = sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+    assert files
+    wandb = Path(sys.executable).with_name("wandb")
+    seen = subprocess.run(
+        [wandb, "leet", "inspect", "--json", files[-1]], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    assert "eval/pass_at_1" in seen.stdout
+    assert "search/solved" in seen.stdout

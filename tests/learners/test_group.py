@@ -1,0 +1,220 @@
+"""Real DeepSpeed ranks in Ray actors: one rank against plain torch, two ranks (ZeRO-2, ZeRO-3) against one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+LEARNING_RATE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A small Llama with random weights, in fp32 so that runs can be compared."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    path = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    (path / "tokenizer_config.json").write_text("{}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+    yield
+    ray.shutdown()
+
+
+def examples(count=8, seed=1):
+    from learners.batches import Example
+
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(count):
+        n = 6 + 3 * i
+        ids = torch.randint(1, 97, (n,), generator=generator).tolist()
+        made.append(Example(tuple(ids), tuple([0] * (n // 2) + [1] * (n - n // 2)), f"p{i % 3}"))
+    return made
+
+
+def spec(model, kind="policy", zero=2, dtype="float32", rate=LEARNING_RATE):
+    from learners.learner import LearnerSpec
+
+    return LearnerSpec(str(model), kind, rate, zero_stage=zero, warmup_steps=1, dtype=dtype)
+
+
+def settings(**overrides):
+    from learners.training import FitSettings
+
+    return FitSettings(**{"batch_size": 8, "epochs": 3, "micro_tokens": 40, **overrides})
+
+
+def train(model, world, zero, tmp_path):
+    """Three optimizer steps of SFT; returns losses and the published weights."""
+    from learners.group import LearnerGroup
+
+    group = LearnerGroup(world, 1)
+    try:
+        group.load(spec(model, zero=zero), seed=0)
+        rows = []
+        group.fit("sft", examples(), settings(), 120, rows.append)
+        file = tmp_path / f"w{world}z{zero}.safetensors"
+        group.publish(file)
+        return [row["sft/loss"] for row in rows], load_file(file)
+    finally:
+        group.close()
+
+
+def by_hand(model):
+    """The same three steps in plain torch, one sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = []
+    for _ in range(3):
+        total, count = 0.0, 0
+        optimizer.zero_grad()
+        for example in examples():
+            ids = torch.tensor([example.token_ids])
+            logp = lm(ids).logits[0, :-1].log_softmax(-1)
+            mask = torch.tensor(example.loss_mask[1:], dtype=torch.float32)
+            loss = -(logp.gather(-1, ids[0, 1:].unsqueeze(-1)).squeeze(-1) * mask).sum()
+            loss.backward()
+            total, count = total + loss.item(), count + mask.sum().item()
+        for p in lm.parameters():
+            p.grad /= count
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+        losses.append(total / count)
+    return losses, lm.state_dict()
+
+
+def assert_same_weights(ours, theirs, tolerance):
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor.float(), theirs[name].float(), atol=tolerance), name
+
+
+@pytest.mark.parametrize(("world", "zero"), [(1, 2), (2, 2), (2, 3)])
+def test_ranks_and_stages_train_like_plain_torch(cluster, tiny, tmp_path, world, zero):
+    losses, weights = train(tiny, world, zero, tmp_path)
+    expected_losses, expected = by_hand(tiny)
+    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert losses[-1] < losses[0]
+    assert_same_weights(weights, expected, 2e-4)
+
+
+def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cluster, tiny, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+    from learners.group import LearnerGroup
+    from reasoning.records import StepLabel, Trajectory
+
+    group = LearnerGroup(1, 1)
+    try:
+        group.load(spec(tiny, dtype="bfloat16"), seed=0)
+        ids = examples()[5].token_ids
+        n = len(ids)
+        scores = group.sequence_logprobs([ids], settings())[0]
+        mask = (0,) * (n // 2) + (1,) * (n - n // 2)
+        logprobs = tuple(m * s for m, s in zip(mask, (0.0, *scores), strict=True))
+        trajectory = Trajectory(
+            problem_id="p", token_ids=ids, loss_mask=mask, logprobs=logprobs, advantages=tuple(map(float, mask)), outcome=1.0
+        )
+        rows = []
+        group.fit("rl", [trajectory] * 4, settings(), 120, rows.append, clip=0.2, truncation=2.0)
+        # The "sampler" is the learner itself, so there is no mismatch, and a rewarded path becomes more likely.
+        assert rows[0]["rl/mismatch_kl"] == pytest.approx(0, abs=1e-3)
+        assert rows[0]["rl/ess"] == pytest.approx(1, abs=1e-2)
+        after = group.sequence_logprobs([ids], settings())[0]
+        learned = [b - a for a, b, m in zip(scores, after, mask[1:], strict=True) if m]
+        assert sum(learned) > 0
+        policy = tmp_path / "policy"
+        policy.mkdir()
+        group.export(policy)
+        assert AutoModelForCausalLM.from_pretrained(policy).config.vocab_size == 97
+        assert (policy / "tokenizer_config.json").exists()
+
+        group.load(spec(tiny, kind="value", dtype="bfloat16", rate=3e-3), seed=0)
+        labels = [
+            StepLabel(problem_id="p", token_ids=e.token_ids, ends=(2, len(e.token_ids) - 1), targets=(0.9, 0.1), weights=(1, 1))
+            for e in examples()
+        ]
+        fresh = group.step_scores(labels, settings(), 60)
+        assert all(v == pytest.approx(0.5, abs=1e-3) for row in fresh for v in row)
+        group.fit("prm", labels, settings(epochs=10), 120, lambda row: None)
+        fitted = group.step_scores(labels, settings(), 60)
+        assert sum(row[0] for row in fitted) > sum(row[1] for row in fitted) + 0.5
+        prm = tmp_path / "prm"
+        prm.mkdir()
+        group.export(prm)
+        assert AutoModelForTokenClassification.from_pretrained(prm).config.num_labels == 1
+        group.load(spec(prm, kind="value"), seed=0)
+        again = group.step_scores(labels, settings(), 60)
+        assert again[0] == pytest.approx(fitted[0], abs=0.02)
+    finally:
+        group.close()
+
+
+def test_dpo_widens_the_margin(cluster, tiny):
+    from learners.batches import PreferenceExample
+    from learners.group import LearnerGroup
+
+    made = examples()
+    pairs = [PreferenceExample(made[i], made[i + 1]) for i in range(0, 6)]
+    group = LearnerGroup(1, 1)
+    try:
+        group.load(spec(tiny), seed=0)
+        rows = []
+        group.fit("dpo", pairs, settings(epochs=6), 120, rows.append, beta=0.1)
+        assert rows[0]["dpo/margin"] == pytest.approx(0, abs=1e-6)
+        assert rows[-1]["dpo/margin"] > 0.05
+        assert rows[-1]["dpo/loss"] < rows[0]["dpo/loss"]
+    finally:
+        group.close()
+
+
+def test_a_loss_that_is_no_number_stops_with_a_word(cluster, tiny):
+    from ray.exceptions import RayTaskError
+
+    from learners.group import LearnerGroup
+    from reasoning.records import Trajectory
+
+    ids = examples()[0].token_ids
+    bad = Trajectory(
+        problem_id="p",
+        token_ids=ids,
+        loss_mask=(1,) * len(ids),
+        logprobs=(float("nan"),) * len(ids),
+        advantages=(1.0,) * len(ids),
+        outcome=1.0,
+    )
+    group = LearnerGroup(1, 1)
+    try:
+        group.load(spec(tiny), seed=0)
+        with pytest.raises(RayTaskError, match="loss is nan"):
+            group.fit("rl", [bad], settings(), 120, lambda row: None, clip=0.2, truncation=2.0)
+    finally:
+        group.close()

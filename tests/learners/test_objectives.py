@@ -1,0 +1,100 @@
+"""Objectives: golden values, gradients, and what must hold whatever the numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learners import objectives
+
+floats = st.floats(-5, 0)
+vectors = st.lists(st.tuples(floats, floats, floats, st.floats(-2, 2)), min_size=1, max_size=20)
+
+
+def columns(rows):
+    return [torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)]
+
+
+def test_sft_golden():
+    assert objectives.sft(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([1.0, 0.0, 0.5])).item() == pytest.approx(3.0)
+
+
+def test_dpo_golden():
+    loss, margin = objectives.dpo(
+        torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]), torch.tensor([-2.0]), beta=0.1
+    )
+    assert margin.item() == pytest.approx(0.2)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
+
+
+@given(vectors)
+def test_dpo_is_log_2_where_nothing_was_learned(rows):
+    chosen, rejected, *_ = columns(rows)
+    loss, margin = objectives.dpo(chosen, rejected, chosen, rejected, beta=0.1)
+    assert loss.item() == pytest.approx(len(rows) * math.log(2))
+    assert margin.abs().max().item() == 0
+
+
+def test_step_bce_golden_and_weights():
+    logits = torch.tensor([0.0, 2.0])
+    loss = objectives.step_bce(logits, torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.5]))
+    p = 1 / (1 + math.exp(-2))
+    expected = math.log(2) + 0.5 * -(0.25 * math.log(p) + 0.75 * math.log(1 - p))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@given(vectors)
+def test_the_policy_gradient_on_policy_is_reinforce(rows):
+    """With the sampler's, the old and the present policy equal, the gradient is - advantage per token."""
+    logprobs, _, _, advantages = columns(rows)
+    logprobs.requires_grad_(True)
+    same = logprobs.detach()
+    loss, stats = objectives.clipped_policy_gradient(logprobs, same, same, advantages, 0.2, 2.0)
+    loss.backward()
+    assert torch.allclose(logprobs.grad, -advantages)
+    assert stats["clipped"].item() == 0
+    assert stats["kl_old"].item() == pytest.approx(0, abs=1e-12)
+
+
+@given(vectors)
+def test_zero_advantages_teach_nothing(rows):
+    logprobs, old, sampler, _ = columns(rows)
+    logprobs.requires_grad_(True)
+    loss, _ = objectives.clipped_policy_gradient(logprobs, old, sampler, torch.zeros_like(old), 0.2, 2.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert logprobs.grad.abs().max().item() == 0
+
+
+def test_clipping_and_truncation_golden():
+    logprobs = torch.tensor([math.log(0.6), math.log(0.1)], requires_grad=True)
+    old = torch.tensor([math.log(0.4), math.log(0.4)])
+    sampler = torch.tensor([math.log(0.1), math.log(0.8)])
+    loss, stats = objectives.clipped_policy_gradient(logprobs, old, sampler, torch.tensor([1.0, -1.0]), 0.2, 2.0)
+    # ratios 1.5 and 0.25 are clipped to 1.2 and 0.8; weights min(4, 2) and 0.5.
+    assert loss.item() == pytest.approx(-(2 * 1.2 + 0.5 * -0.8), rel=1e-5)
+    assert stats["clipped"].item() == 2
+    loss.backward()
+    assert logprobs.grad.abs().max().item() == 0
+
+
+@given(vectors)
+def test_order_does_not_matter(rows):
+    forwards = objectives.clipped_policy_gradient(*columns(rows)[:3], columns(rows)[3], 0.2, 2.0)[0]
+    backwards = objectives.clipped_policy_gradient(*columns(rows[::-1])[:3], columns(rows[::-1])[3], 0.2, 2.0)[0]
+    assert forwards.item() == pytest.approx(backwards.item(), rel=1e-9, abs=1e-9)
+
+
+@given(vectors)
+def test_mismatch_bounds(rows):
+    old, sampler, *_ = columns(rows)
+    report = objectives.mismatch(old, sampler, 2.0)
+    assert report["mismatch_kl"] >= -1e-12
+    assert 0 < report["ess"] <= 1 + 1e-9
+    assert 0 <= report["truncated"] <= 1
+    same = objectives.mismatch(old, old, 2.0)
+    assert same == {"mismatch_kl": 0.0, "ess": pytest.approx(1.0), "truncated": 0.0}
