@@ -183,8 +183,8 @@ class Engine:
         try:
             async with asyncio.timeout(self.settings.request_deadline_s):
                 last = None
-                async for last in self._llm.generate(prompt, params, request):
-                    pass
+                async for output in self._llm.generate(prompt, params, request):
+                    last = output
         except TimeoutError as error:
             await self._llm.abort(request)
             raise EngineError(f"no answer within {self.settings.request_deadline_s:.0f} s") from error

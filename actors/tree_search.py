@@ -136,7 +136,9 @@ class TreeSearch:
     async def judge_program(self, program: str, problem: Problem, suite: Suite) -> Judgement | None:
         """What the sandbox says of a program on a suite; None for a failure of the infrastructure."""
         cases = [test.case for test in suite.tests]
-        submission = Submission(source=program, entry_point=problem.entry_point, cases=cases, limits=self.limits)
+        submission = Submission(
+            source=program, entry_point=problem.entry_point, cases=cases, limits=self.limits, stop="first_timeout"
+        )
         result = await self.judge(submission)
         if result.verdict is Verdict.SANDBOX_ERROR:
             return None

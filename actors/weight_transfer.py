@@ -1,8 +1,9 @@
 """The one module that knows vLLM's weight-transfer interface.
 
 Two halves, for the two processes it runs in. In vLLM's worker (imported there because the engine names
-`WORKER_EXTENSION` as its `worker_extension_cls`) it registers the backend `shm`: new weights are read from a safetensors
-file that the learner wrote to shared memory. In the actor, `swap_weights` drives one update of a running engine.
+`WORKER_EXTENSION` as its `worker_extension_cls`) it registers the backend `shm`: new weights are read from a
+safetensors file that the learner wrote to shared memory. In the actor, `swap_weights` drives one update of a running
+engine.
 The interface moves between vLLM's minor releases; a contract test runs it on the pinned one.
 """
 

@@ -38,7 +38,7 @@ class LearnerConfig(_Section):
     zero_stage: int = Field(default=2, ge=0, le=3)
     threads: int = Field(default=2, ge=1, le=512, description="CPU threads of a rank")
     gpus: float = Field(default=0, ge=0, description="GPUs of a rank; 0 runs on CPU")
-    micro_tokens: int = Field(default=2048, ge=64, description="padded tokens of a micro-batch")
+    micro_tokens: int = Field(default=1024, ge=64, description="padded tokens of a micro-batch")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")
 
@@ -49,7 +49,7 @@ class SandboxConfig(_Section):
     workers: int = Field(default=2, ge=1, le=1024)
     slots: int = Field(default=1, ge=1, le=256, description="programs that a worker runs at a time")
     min_level: int = Field(default=1, ge=1, le=3, description="refuse to start below: 1 seccomp, 2 landlock, 3 cell")
-    cpu_s: float = Field(default=2.0, gt=0, le=600, description="CPU seconds of one test")
+    cpu_s: float = Field(default=1.0, gt=0, le=600, description="CPU seconds of one test")
     memory_mb: int = Field(default=512, ge=64, le=65536, description="address space of one test")
 
     def limits(self) -> Limits:
@@ -275,13 +275,20 @@ def describe() -> str:
     lines = [
         "# Configuration",
         "",
-        "Settings come from `configs/NAME.yaml` (`--budget NAME`, or a file of your own) and from `section.key=value` on",
-        "the command line, which wins. Unknown keys, wrong types and values out of range are refused before anything starts.",
-        "`o1coder config` prints the resolved values. This page is written by `o1coder config --markdown`.",
+        "Settings come from `configs/NAME.yaml` (`--budget NAME`, or a file of your own) and from",
+        "`section.key=value` on the command line, which wins. Unknown keys, wrong types and values out of range are",
+        "refused before anything starts. `o1coder config` prints the resolved values. This page is written by",
+        "`o1coder config --markdown`.",
         "",
     ]
     for title, model, prefix in _sections():
-        lines += [f"## {title}", "", *([" ".join((model.__doc__ or "").split()), ""]), "| setting | default | meaning |", "|---|---|---|"]
+        lines += [
+            f"## {title}",
+            "",
+            *([" ".join((model.__doc__ or "").split()), ""]),
+            "| setting | default | meaning |",
+            "|---|---|---|",
+        ]
         for name, field in model.model_fields.items():
             if not _is_section(field):
                 bounds = _bounds(field)

@@ -28,7 +28,7 @@ def resolve(name: str, *, cache: Path | None = None) -> Path:
     """The local directory of model `name`, converted or downloaded if need be.
 
     Raises:
-        InputError: the name is neither an alias, nor a directory with a `config.json`, nor a hub id that can be fetched.
+        InputError: the name is neither an alias, nor a model directory, nor a hub id that can be fetched.
     """
     if name in ALIASES:
         return _from_package(ALIASES[name], (cache or cache_dir()) / "models")

@@ -87,7 +87,9 @@ async def _check(problems: list[Problem], config: RunConfig) -> list[tuple[str, 
 
             async def one(problem: Problem, reference: str) -> None:
                 cases = [t.case for t in problem.tests]
-                submission = Submission(source=reference, entry_point=problem.entry_point, cases=cases, limits=limits)
+                submission = Submission(
+                    source=reference, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure"
+                )
                 result = await pool.judge(submission)
                 if result.verdict is not Verdict.ACCEPTED:
                     case = next(i for i, r in enumerate(result.cases, 1) if r.verdict is not Verdict.ACCEPTED)

@@ -41,7 +41,7 @@ def search_paths(run: RunContext) -> list[Path]:
 
 
 def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
-    """Fine-tune the policy on D+ (and on the demonstrations in the first round), then serve it without demonstrations."""
+    """Fine-tune the policy on D+ (in the first round on demonstrations too), then serve it without demonstrations."""
     c = run.config.sft
     chosen = solved_paths(search_paths(run), c.per_problem)
     examples = [_path_example(path) for path in chosen]
@@ -117,7 +117,7 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
 
 
 def _measure(run: RunContext, labels: list[StepLabel]) -> dict[str, float | None]:
-    """AUC over sampled terminals (a step counts once per terminal below it), and calibration error against pass rates."""
+    """AUC over sampled terminals (a step counts once per terminal below it); calibration error against pass rates."""
     if not labels:
         return {"auc": None, "ece": None}
     scores = run.workers.learner.step_scores(labels, run.fit_settings(1, 1), run.config.learner.deadline_s)

@@ -141,7 +141,9 @@ def _holdout_gap(
     for problem_id, program in sorted(programs, key=str):
         cases = [t.case for t in suites[problem_id].holdout]
         entry_point = problems[problem_id].entry_point
-        submission = Submission(source=program, entry_point=entry_point, cases=cases, limits=limits)
+        submission = Submission(
+            source=program, entry_point=entry_point, cases=cases, limits=limits, stop="first_failure"
+        )
         calls.append(next(workers).judge.remote(submission))
     verdicts = [r.verdict for r in ray.get(calls, timeout=600)]
     known = [v for v in verdicts if v is not Verdict.SANDBOX_ERROR]

@@ -86,7 +86,7 @@ def _report(
         origins=origins,
         refused=[{"problem": s.problem_id, "reason": s.reason} for s in refused],
         kill_rate=mean(rates),
-        note=f"{sum(origins.values())} tests ({origins['reference']} generated), {len(refused)} suites refused, {shown}",
+        note=f"{sum(origins.values())} tests, {origins['reference']} generated; {len(refused)} suites refused; {shown}",
     )
     return result
 
@@ -226,14 +226,14 @@ async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[
 
 
 async def _kill_rate(run: RunContext, pool: SandboxPool, problem: Problem, suite: Suite) -> float | None:
-    """Share of the reference's mutants that the suite rejects, of those that any known test tells from the reference."""
+    """Share of the reference's mutants that the suite rejects, of those that any known test tells from it."""
     extra = [t for t in (*problem.tests, *suite.holdout) if t not in suite.tests]
     cases = [t.case for t in (*suite.tests, *extra)]
     limits = run.config.sandbox.limits()
     killed = alive = 0
     for source in mutants(problem.references[0], run.config.tcg.mutants, run.config.seed):
         result = await pool.judge(
-            Submission(source=source, entry_point=problem.entry_point, cases=cases, limits=limits)
+            Submission(source=source, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure")
         )
         verdicts = [r.verdict for r in result.cases]
         if Verdict.SANDBOX_ERROR in verdicts:

@@ -1,4 +1,4 @@
-"""The main job: from a configuration to a finished run. `o1coder train` and `python -m cluster.train` both come here."""
+"""The main job, from a configuration to a finished run: `o1coder train` and `python -m cluster.train`."""
 
 from __future__ import annotations
 

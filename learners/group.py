@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -156,10 +157,8 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the ranks, politely first."""
-        try:
+        with contextlib.suppress(Exception):  # a rank that cannot say goodbye is ended all the same
             self._all("close", deadline=15)
-        except Exception:  # a rank that cannot say goodbye is ended all the same
-            pass
         for rank in self.ranks:
             ray.kill(rank, no_restart=True)
 

@@ -6,6 +6,8 @@ with the same number of micro-batches.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import time
@@ -86,7 +88,7 @@ class Learner:
         return self._store.port
 
     def join(self, host: str, port: int) -> None:
-        """Form the process group. Ours, not DeepSpeed's: its own passes a device id after which NCCL weight sync hangs."""
+        """Form the process group: ours, since DeepSpeed's own passes a device id after which NCCL weight sync hangs."""
         os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
         store = self._store or _free_store(host, self.world, port)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -142,6 +144,9 @@ class Learner:
             self._engine = None
         self.spec = None
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            # The allocator keeps what a large batch once needed; other actors of the node need it more.
+            ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def model(self) -> Any:

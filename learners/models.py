@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -24,22 +25,31 @@ class PolicyModel(nn.Module):
         self.lm = lm
 
     def forward(
-        self, token_ids: Tensor, attention: Tensor, select: Tensor, targets: Tensor, temperature: Tensor | float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """(N,) log-probabilities of `targets` and (N,) entropies in nats at the selected positions, in fp32.
+        self,
+        token_ids: Tensor,
+        attention: Tensor,
+        select: Tensor,
+        targets: Tensor,
+        temperature: Tensor | float = 1.0,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N,) log-probabilities of `targets` at the selected positions and, if asked, (N,) entropies in nats, in fp32.
 
         `token_ids`, `attention`, `select`: (B, T); `targets`: (N,); `temperature`: scalar or (N,), that the tokens were
         sampled with.
         """
         hidden = self.lm.get_decoder()(input_ids=token_ids, attention_mask=attention, use_cache=False).last_hidden_state
         logits = self.lm.lm_head(hidden[select]).float()
-        if not isinstance(temperature, Tensor):
-            temperature = torch.full((len(targets),), temperature)
-        logits = logits / temperature.unsqueeze(-1).to(logits)
-        logp = logits.log_softmax(-1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+        if isinstance(temperature, Tensor):
+            logits = logits / temperature.unsqueeze(-1).to(logits)
+        elif temperature != 1.0:
+            logits = logits / temperature
+        entropy = None
+        if with_entropy:
+            with torch.no_grad():
+                logp = logits.log_softmax(-1)
+                entropy = -(logp.exp() * logp).sum(-1)
+        return -F.cross_entropy(logits, targets, reduction="none"), entropy
 
 
 class ValueModel(nn.Module):

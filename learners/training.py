@@ -80,15 +80,15 @@ def _padded(examples: Sequence[Example], pad_id: int) -> Padded:
     return pad([e.token_ids for e in examples], [e.loss_mask for e in examples], pad_id)
 
 
-def _forward(model: Any, batch: Padded, temperature: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    return model(batch.token_ids, batch.attention, batch.select, batch.targets, temperature)
+def _logprobs(model: Any, batch: Padded, temperature: Tensor | float = 1.0) -> Tensor:
+    return model(batch.token_ids, batch.attention, batch.select, batch.targets, temperature)[0]
 
 
 def sft(learner: Learner, examples: Sequence[Example], settings: FitSettings, report: Report) -> list[dict[str, float]]:
     """Supervised fine-tuning: mean negative log-likelihood of the tokens under the mask (headers are masked)."""
 
     def loss_of(model: Any, group: list[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        logprobs, _ = _forward(model, _padded(group, settings.pad_id))
+        logprobs = _logprobs(model, _padded(group, settings.pad_id))
         return objectives.sft(logprobs, torch.full_like(logprobs, weight)), {}
 
     return _train(
@@ -125,13 +125,13 @@ def dpo(
     with torch.no_grad():
         for group in micro_batches(pairs, length, settings.micro_tokens):
             batch = both(group)
-            sums = _sums_by_row(_forward(learner.model, batch)[0], batch.select).tolist()
+            sums = _sums_by_row(_logprobs(learner.model, batch), batch.select).tolist()
             for i, pair in enumerate(group):
                 reference[id(pair)] = (sums[i], sums[len(group) + i])
 
     def loss_of(model: Any, group: list[PreferenceExample], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = both(group)
-        sums = _sums_by_row(_forward(model, batch)[0], batch.select)
+        sums = _sums_by_row(_logprobs(model, batch), batch.select)
         chosen, rejected = sums[: len(group)], sums[len(group) :]
         ref = torch.tensor([reference[id(pair)] for pair in group])
         loss, margin = objectives.dpo(chosen, rejected, ref[:, 0], ref[:, 1], beta)
@@ -188,7 +188,7 @@ def sequence_logprobs(learner: Learner, sequences: Sequence[Sequence[int]], sett
     with torch.no_grad():
         for ids in sequences:
             batch = pad([ids], [[1] * len(ids)], settings.pad_id)
-            result.append(_forward(learner.model, batch)[0].tolist())
+            result.append(_logprobs(learner.model, batch).tolist())
     return result
 
 
@@ -225,7 +225,7 @@ def rl(
     with torch.no_grad():
         for group in micro_batches(trajectories, lambda t: len(t.token_ids), settings.micro_tokens):
             batch, temperature, sampler, _ = batch_of(group)
-            logprobs, _ = _forward(learner.model, batch, temperature)
+            logprobs = _logprobs(learner.model, batch, temperature)
             counts = batch.select.sum(1).tolist()
             for trajectory, values in zip(group, logprobs.split(counts), strict=True):
                 old[id(trajectory)] = values
@@ -236,7 +236,9 @@ def rl(
 
     def loss_of(model: Any, group: list[Trajectory], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch, temperature, sampler, advantages = batch_of(group)
-        logprobs, entropy = _forward(model, batch, temperature)
+        logprobs, entropy = model(
+            batch.token_ids, batch.attention, batch.select, batch.targets, temperature, with_entropy=True
+        )
         before = torch.cat([old[id(t)] for t in group])
         loss, stats = objectives.clipped_policy_gradient(logprobs, before, sampler, advantages, clip, truncation)
         stats["entropy"] = entropy.sum()

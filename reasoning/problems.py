@@ -1,4 +1,4 @@
-"""Problems from rows: our own JSONL layout, MBPP's, and the bundled set. Reading a hub data set is the caller's work."""
+"""Problems from rows: our own JSONL layout, MBPP's, and the bundled set. Fetching a hub data set is done elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def demonstrations() -> list[Demonstration]:
 def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None) -> list[Problem]:
     """The problems of a file with one JSON object a line, in our layout or MBPP's.
 
-    `ids`: only these (an MBPP number or a whole id). Every row that is asked for must be good, unless `on_bad` takes it.
+    `ids`: only these (an MBPP number or a whole id). Every row asked for must be good, unless `on_bad` is given.
 
     Raises:
         InputError: the file is missing or empty, a row is bad (its number and the reason), or an id is not there.

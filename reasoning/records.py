@@ -103,8 +103,8 @@ class Demonstration(Record):
 class Sample:
     """What the policy sampled for one step.
 
-    `token_ids` and `logprobs` have equal length; `logprobs[i]` is the log-probability (nats) of `token_ids[i]` under the
-    distribution it was drawn from. `weight_spans`: (version, start, end) runs over the tokens.
+    `token_ids` and `logprobs` have equal length; `logprobs[i]` is the log-probability (nats) of `token_ids[i]` under
+    the distribution it was drawn from. `weight_spans`: (version, start, end) runs over the tokens.
     `finish`: "stop" (the end marker or the end-of-text token), or "length".
     """
 
@@ -161,8 +161,8 @@ class Path(Record):
 class StepLabel(Record):
     """A training target of the PRM: the value of the state after the last step of `token_ids`.
 
-    `ends`: positions in `token_ids` of the last token of each step; `targets`, `weights`: one per end, `weights` 0 where
-    nothing is known.
+    `ends`: positions in `token_ids` of the last token of each step; `targets`, `weights`: one per end, `weights` 0
+    where nothing is known.
     """
 
     problem_id: str

@@ -83,7 +83,7 @@ def normalised(values: Sequence[float | None], parent: float, reduction: float) 
 def puct_scores(
     q: Sequence[float], priors: Sequence[float], visits: Sequence[int], parent_visits: int, c_init: float, c_base: float
 ) -> list[float]:
-    """Qn(c) + c_puct * P(c) * sqrt(sum N') / (1 + N'(c)); `visits` include those in flight (AlphaZero; method section 3)."""
+    """Qn(c) + c_puct * P(c) * sqrt(sum N') / (1 + N'(c)), AlphaZero's rule; `visits` include those in flight."""
     c_puct = c_init + math.log((parent_visits + c_base + 1) / c_base)
     total = math.sqrt(sum(visits))
     return [value + c_puct * prior * total / (1 + n) for value, prior, n in zip(q, priors, visits, strict=True)]

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--entry-point", help="function that cases of kind 'call' call")
     judge.add_argument("--cpu-s", type=float, help="CPU seconds per case")
     judge.add_argument("--memory-mb", type=int, help="MiB of memory per case")
-    judge.add_argument("--stop", choices=["first_failure", "never"], default="never")
+    judge.add_argument("--stop", choices=["first_failure", "first_timeout", "never"], default="never")
     judge.add_argument("--slots", type=int, help="cases run at once; default: usable cores")
     judge.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
     return parser

@@ -52,6 +52,14 @@ _Made = TypeVar("_Made")
 AnyCase = StdioCase | CallCase | ExpressionCase
 
 
+_ENDS = {
+    "never": frozenset[Verdict](),
+    "first_timeout": frozenset({Verdict.TIME_LIMIT}),
+    "first_failure": frozenset(Verdict) - {Verdict.ACCEPTED},
+}
+"""After which verdicts of a case the rest of a submission is not run."""
+
+
 class PoolClosedError(RuntimeError):
     """The pool was closed, or was never started."""
 
@@ -264,14 +272,15 @@ class LocalPool:
     async def _judge_cases(self, submission: Submission, source_fd: int) -> list[tuple[CaseResult, bool]]:
         first, *rest = submission.cases
         results = [await self._judge_case(submission, first, source_fd)]
-        skipped = "an earlier case failed"
+        ends = _ENDS[submission.stop]
+        skipped = "an earlier case failed" if submission.stop == "first_failure" else "an earlier case ran out of time"
         if results[0][0].verdict is Verdict.COMPILE_ERROR:
             skipped = "the source does not compile"
         elif submission.stop == "never":
             results += await _together([self._judge_case(submission, case, source_fd) for case in rest])
         else:
             for case in rest:
-                if results[-1][0].verdict is not Verdict.ACCEPTED:
+                if results[-1][0].verdict in ends:
                     break
                 results.append(await self._judge_case(submission, case, source_fd))
         missing = len(submission.cases) - len(results)

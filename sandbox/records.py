@@ -97,13 +97,17 @@ def checked_source(source: str) -> str:
 
 
 class Submission(_Record):
-    """A program and the cases to judge it by. `entry_point` names a function, or `Class.method`."""
+    """A program and the cases to judge it by. `entry_point` names a function, or `Class.method`.
+
+    `stop`: when to leave the remaining cases out (`not_run`, never passed). An endless loop is endless on most cases:
+    `first_timeout` pays for it once and still counts every other failure.
+    """
 
     source: str
     entry_point: str | None = None
     cases: list[Case] = Field(min_length=1)
     limits: Limits = Limits()
-    stop: Literal["first_failure", "never"] = "never"
+    stop: Literal["first_failure", "first_timeout", "never"] = "never"
 
     _source_size = field_validator("source")(checked_source)
 

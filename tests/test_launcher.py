@@ -12,7 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def launch(tmp_path, *arguments, **environment):
     variables = {**os.environ, "O1CODER_VENV": str(tmp_path / "venv"), **environment}
     return subprocess.run(
-        [ROOT / "o1coder", *arguments], env=variables, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        [ROOT / "o1coder", *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
     )
 
 

@@ -1,4 +1,4 @@
-"""The contract with vLLM, on the real engine: ids and log-probabilities, stop strings, weights replaced while it runs."""
+"""The contract with vLLM, on the real engine: ids, log-probabilities, stop strings, weights replaced in flight."""
 
 from __future__ import annotations
 

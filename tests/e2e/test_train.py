@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -145,7 +146,7 @@ def test_metrics_have_their_axes(finished):
 def test_something_was_said_at_least_every_half_minute(finished):
     _, _, second = finished
     times = [at for at, _ in second.lines]
-    assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 36
+    assert max(b - a for a, b in itertools.pairwise(times)) < 36
 
 
 def test_the_report_is_complete(finished):
@@ -217,7 +218,9 @@ def test_suites_hold_no_test_twice_and_reference_outputs_are_right(finished):
                 problem = problems[suite.problem_id]
                 for reference in problem.references:
                     cases = [t.case for t in suite.tests]
-                    result = await pool.judge(Submission(source=reference, entry_point=problem.entry_point, cases=cases))
+                    result = await pool.judge(
+                        Submission(source=reference, entry_point=problem.entry_point, cases=cases)
+                    )
                     assert result.verdict is Verdict.ACCEPTED, suite.problem_id
 
     asyncio.run(judge())
@@ -243,7 +246,11 @@ def test_wandb_has_the_run_offline(finished):
     assert files
     wandb = Path(sys.executable).with_name("wandb")
     seen = subprocess.run(
-        [wandb, "leet", "inspect", "--json", files[-1]], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        [wandb, "leet", "inspect", "--json", files[-1]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
     )
     assert "eval/pass_at_1" in seen.stdout
     assert "search/solved" in seen.stdout

@@ -29,7 +29,9 @@ def test_every_epoch_sees_every_item_once(items, size, epochs):
         assert sorted(seen) == tagged
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(5, 50), st.booleans()), min_size=2, max_size=12), min_size=1, max_size=5))
+@given(
+    st.lists(st.lists(st.tuples(st.integers(5, 50), st.booleans()), min_size=2, max_size=12), min_size=1, max_size=5)
+)
 def test_padding_selects_the_predictions_of_the_masked_tokens(rows):
     sequences = [[i for i, _ in row] for row in rows]
     masks = [[int(m) for _, m in row] for row in rows]

@@ -141,7 +141,12 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cl
         mask = (0,) * (n // 2) + (1,) * (n - n // 2)
         logprobs = tuple(m * s for m, s in zip(mask, (0.0, *scores), strict=True))
         trajectory = Trajectory(
-            problem_id="p", token_ids=ids, loss_mask=mask, logprobs=logprobs, advantages=tuple(map(float, mask)), outcome=1.0
+            problem_id="p",
+            token_ids=ids,
+            loss_mask=mask,
+            logprobs=logprobs,
+            advantages=tuple(map(float, mask)),
+            outcome=1.0,
         )
         rows = []
         group.fit("rl", [trajectory] * 4, settings(), 120, rows.append, clip=0.2, truncation=2.0)
@@ -159,7 +164,13 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cl
 
         group.load(spec(tiny, kind="value", dtype="bfloat16", rate=3e-3), seed=0)
         labels = [
-            StepLabel(problem_id="p", token_ids=e.token_ids, ends=(2, len(e.token_ids) - 1), targets=(0.9, 0.1), weights=(1, 1))
+            StepLabel(
+                problem_id="p",
+                token_ids=e.token_ids,
+                ends=(2, len(e.token_ids) - 1),
+                targets=(0.9, 0.1),
+                weights=(1, 1),
+            )
             for e in examples()
         ]
         fresh = group.step_scores(labels, settings(), 60)
@@ -183,7 +194,7 @@ def test_dpo_widens_the_margin(cluster, tiny):
     from learners.group import LearnerGroup
 
     made = examples()
-    pairs = [PreferenceExample(made[i], made[i + 1]) for i in range(0, 6)]
+    pairs = [PreferenceExample(made[i], made[i + 1]) for i in range(6)]
     group = LearnerGroup(1, 1)
     try:
         group.load(spec(tiny), seed=0)

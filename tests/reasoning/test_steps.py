@@ -20,7 +20,9 @@ from reasoning.steps import (
     render,
 )
 
-line = st.text(st.characters(codec="ascii", exclude_characters="\r\n`<", categories=("L", "N", "P", "Zs")), min_size=1).filter(str.strip)
+line = st.text(
+    st.characters(codec="ascii", exclude_characters="\r\n`<", categories=("L", "N", "P", "Zs")), min_size=1
+).filter(str.strip)
 body = st.lists(line, min_size=1, max_size=4).map("\n".join)
 code = body.map(lambda text: f"```python\n{text.rstrip()}\n```")
 

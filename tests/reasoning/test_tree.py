@@ -79,7 +79,9 @@ def check(tree):
         assert node.pending == 0
         ends = below[node.id]
         assert node.sampled == node.visits == sum(e.multiplicity for e in ends)
-        assert node.passed == sum(e.multiplicity for e in ends if e.judgement and e.judgement.verdict is Verdict.ACCEPTED)
+        assert node.passed == sum(
+            e.multiplicity for e in ends if e.judgement and e.judgement.verdict is Verdict.ACCEPTED
+        )
         assert node.value_sum == pytest.approx(sum(e.multiplicity * e.value for e in ends))
         assert node.best == (max(e.value for e in ends) if ends else None)
 
@@ -118,7 +120,10 @@ def test_a_log_of_another_search_is_refused():
 def expand(tree, outcomes, priors=None):
     expansion = tree.ask()
     actions = tree.begin(expansion.id, len(outcomes), priors)
-    nodes = [tree.tell(expansion.id, i, o(a) if callable(o) else o) for i, (a, o) in enumerate(zip(actions, outcomes, strict=True))]
+    nodes = [
+        tree.tell(expansion.id, i, o(a) if callable(o) else o)
+        for i, (a, o) in enumerate(zip(actions, outcomes, strict=True))
+    ]
     return expansion, actions, nodes
 
 
@@ -127,7 +132,9 @@ def step(text):
 
 
 def program(text, passed):
-    return Outcome(sample=Sample((9, *map(ord, text)), (-0.2,) * (1 + len(text)), f"{text}\n```", "stop"), judgement=judged(passed))
+    return Outcome(
+        sample=Sample((9, *map(ord, text)), (-0.2,) * (1 + len(text)), f"{text}\n```", "stop"), judgement=judged(passed)
+    )
 
 
 def test_prompts_are_exactly_the_sampled_ids():

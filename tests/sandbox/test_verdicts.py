@@ -44,7 +44,7 @@ SCRIPTS = {
     ),
     "stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", Verdict.TIME_LIMIT),
     "memory bomb": ("x = bytearray(10 ** 10)", Verdict.MEMORY_LIMIT),
-    "list bomb": ("x = []\nwhile True: x.append(' ' * 10 ** 6)", Verdict.MEMORY_LIMIT),
+    "list bomb": ("x = []\nwhile True: x.append(bytes(10 ** 7))", Verdict.MEMORY_LIMIT),
     "bomb after the answer": ("print('ok', flush=True)\nx = bytearray(10 ** 10)", Verdict.MEMORY_LIMIT),
     "survives MemoryError": (
         "try:\n  bytearray(10 ** 10)\nexcept MemoryError:\n  print('ok')",
@@ -188,6 +188,14 @@ def test_suite_verdict_and_stop(best: Bench) -> None:
     early = best.judge(source, *cases, entry_point="f", stop="first_failure")
     assert [case.verdict.value for case in early.cases] == ["accepted", "runtime_error", "not_run", "not_run"]
     assert early.verdict is Verdict.RUNTIME_ERROR and early.passed == 1
+
+
+def test_a_timeout_may_end_a_submission_and_other_failures_do_not(best: Bench) -> None:
+    source = "def f(x):\n  while x == 2: pass\n  return x"
+    cases = [CallCase(args=[n], expected=e) for n, e in ((1, 1), (1, 0), (2, 2), (1, 1))]
+    result = best.judge(source, *cases, entry_point="f", stop="first_timeout")
+    assert [case.verdict.value for case in result.cases] == ["accepted", "wrong_answer", "time_limit", "not_run"]
+    assert (result.passed, result.total) == (1, 4)
 
 
 def test_compiles_says_nothing_about_tests(best: Bench) -> None:
