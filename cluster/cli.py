@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "train":
                 return _train(options, rest, given)
             case "config":
-                return _config(options)
+                return _config(options, rest)
             case "test":
                 return _test(options.what, rest)
             case "lint":
@@ -63,18 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.print_help()
                 return 0 if not given else BAD_INPUT
     except InputError as error:
-        print(f"o1coder: {error}", file=sys.stderr)
+        print(f"o1coder: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
         return BAD_INPUT
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
-    named = [f"{name}={value}" for name in ("seed", "model", "problems") if (value := getattr(options, name, None))]
+    # Names are quoted: YAML would read 123 as a number and end a path at " #".
+    named = [f"seed={options.seed}"] if options.seed is not None else []
+    named += [f"{n}={json.dumps(v)}" for n in ("model", "problems") if (v := getattr(options, n)) is not None]
     overrides = list(options.overrides)
-    if getattr(options, "ids", None):
+    if options.ids:
         # argparse takes overrides that follow --ids for ids.
         ids = [i for i in options.ids if "=" not in i]
         overrides += [i for i in options.ids if "=" in i]
-        named.append("ids=[" + ", ".join(f"'{i}'" for i in ids) + "]")
+        named.append(f"ids={json.dumps(ids)}")
     return (*named, *overrides)
 
 
@@ -91,9 +94,11 @@ def _train(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str
     return train(request, Console(), ["./o1coder", *given])
 
 
-def _config(options: argparse.Namespace) -> int:
+def _config(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from cluster import config
 
+    if rest:
+        raise InputError("argument", rest[0], "an option of `o1coder config --help`, or section.key=value", "unknown")
     if options.markdown:
         print(config.describe(), end="")
         return 0

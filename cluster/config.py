@@ -181,7 +181,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise InputError("config", str(source), f"one of {', '.join(BUDGETS)} or an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError("config", str(path), "a readable YAML file", " ".join(str(error).split())) from error
     if not isinstance(raw, dict):
         raise InputError("config", str(path), "a YAML mapping of settings", f"holds a {type(raw).__name__}")
@@ -192,10 +192,21 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse(raw: dict[str, Any]) -> RunConfig:
     """Raises InputError for the first thing that is wrong."""
+    for name, field in _fields():
+        # pydantic takes true for 1.
+        if field.annotation in (int, float) and isinstance(value := _at(raw, name), bool):
+            raise InputError(name, value, _legal(name), "Input should be a number")
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         raise _explain(error.errors()[0]) from None
+
+
+def _at(raw: Any, name: str) -> Any:
+    """The value that dotted `name` has in `raw`, None where there is none."""
+    for part in name.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return raw
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -212,10 +223,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             )
     try:
         parsed = yaml.safe_load(value)
-        if isinstance(parsed, str):
+        if isinstance(parsed, str) and parsed == value.strip():  # in quotes it is meant as text
             parsed = _number(parsed)
         place[leaf] = parsed
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
         place[leaf] = value
 
 
@@ -231,15 +242,20 @@ def _explain(error: Any) -> InputError:
     where = ".".join(str(part) for part in error["loc"])
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        names = dict(_fields())
-        close = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
-        leaf = difflib.get_close_matches(where.split(".")[-1], [n.split(".")[-1] for n in names], n=1, cutoff=0.6)
-        if not close and leaf:
-            close = [n for n in names if n.split(".")[-1] == leaf[0]][:1]
+        names = list(dict(_fields()))
         siblings = [n for n in names if n.rpartition(".")[0] == where.rpartition(".")[0]]
-        legal = f"{close[0]!r}" if close else f"one of {', '.join(siblings)}"
+        close = _closest(where, names, siblings)
+        legal = f"{close!r}" if close else f"one of {', '.join(siblings)}"
         return InputError(where, value, legal, "unknown setting")
     return InputError(where or "config", value, _legal(where), error["msg"])
+
+
+def _closest(where: str, names: Sequence[str], siblings: Sequence[str]) -> str | None:
+    """The setting whose last part is most like that of `where`, a sibling before others; None where none is like it."""
+    leaf = where.split(".")[-1]
+    alike = {name: difflib.SequenceMatcher(None, leaf, name.split(".")[-1]).ratio() for name in names}
+    best = max(names, key=lambda name: (alike[name], name in siblings))
+    return best if alike[best] >= 0.6 else None
 
 
 def _fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,6 +275,8 @@ def _legal(where: str) -> str:
         return "one of " + ", ".join(get_args(field.annotation))
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         return "a mapping of settings"
+    if get_origin(field.annotation) is tuple:
+        return "a list such as ['1']"
     kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
         field.annotation, "a value"
     )

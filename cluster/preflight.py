@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
 from cluster.config import RunConfig
 from reasoning.errors import InputError
@@ -87,9 +88,17 @@ async def _check(problems: list[Problem], config: RunConfig) -> list[tuple[str, 
 
             async def one(problem: Problem, reference: str) -> None:
                 cases = [t.case for t in problem.tests]
-                submission = Submission(
-                    source=reference, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure"
-                )
+                try:
+                    submission = Submission(
+                        source=reference,
+                        entry_point=problem.entry_point,
+                        cases=cases,
+                        limits=limits,
+                        stop="first_failure",
+                    )
+                except ValidationError as error:  # a source that is too long
+                    failures.setdefault(problem.id, f"refused: {error.errors()[0]['msg']}")
+                    return
                 result = await pool.judge(submission)
                 if result.verdict is not Verdict.ACCEPTED:
                     case = next(i for i, r in enumerate(result.cases, 1) if r.verdict is not Verdict.ACCEPTED)

@@ -104,7 +104,8 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     )
     if not chosen:
         return {"skipped": "no labelled step"}
-    run.workers.learner.load(spec(run, run.model, "value", c.learning_rate), run.config.seed)
+    # From the policy, which knows the step format; the head is new.
+    run.workers.learner.load(spec(run, run.policy, "value", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("prm", chosen, settings, round_)
     quality = _measure(run, measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shutil
 import signal
@@ -104,13 +105,34 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     return model, problems
 
 
+FIXED = ("model", "problems", "ids", "seed", "search.shots")
+"""What a run is about: the same before and after a resume."""
+
+
 def _config(request: TrainRequest) -> RunConfig:
     if request.resume is None:
-        return configuration.load(request.budget, request.overrides)
+        return _absolute(configuration.load(request.budget, request.overrides))
     path = Path(request.resume) / "config.yaml"
     if not path.is_file():
-        raise InputError("resume", request.resume, "a run directory of this program", "it has no config.yaml")
-    return configuration.load(path, request.overrides)
+        raise InputError("resume", request.resume, "the directory of an earlier run", "it has no config.yaml")
+    before = configuration.load(path)
+    config = _absolute(configuration.load(path, request.overrides))
+    for name in FIXED:
+        old, new = (operator.attrgetter(name)(c) for c in (before, config))
+        if old != new:
+            raise InputError(name, new, f"{old!r}, as the run began, or a new run", "cannot change on a resume")
+    return config
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Paths as they are from anywhere: a run may be resumed from another directory."""
+    names = {"problems": {"bundled", "mbpp"}, "model": set(models.ALIASES)}
+    paths = {
+        field: Path(getattr(config, field)).expanduser()
+        for field in names
+        if getattr(config, field) not in names[field]
+    }
+    return config.model_copy(update={field: str(path.resolve()) for field, path in paths.items() if path.exists()})
 
 
 def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console) -> int:

@@ -149,13 +149,12 @@ class Workers:
                 self._pids.add(process.pid)
         return total
 
-    def _keep_logs(self) -> None:
-        """Copy the actors' output into the run: Ray keeps it where nobody looks."""
+    def _session(self) -> Path | None:
+        """Ray's directory of this session, where it is ours to clean up: a cluster that was joined keeps its own."""
         import ray
 
-        with contextlib.suppress(Exception):
-            session = Path(ray._private.worker._global_node.get_session_dir_path())
-            _copy_logs(session / "logs", self._logs)
+        node = ray._private.worker._global_node
+        return Path(node.get_session_dir_path()) if node is not None and node.is_head() else None
 
     def close(self) -> None:
         """End all actors, then Ray, then whatever is still there of what this process started."""
@@ -175,10 +174,15 @@ class Workers:
             if actor is not None:
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
-        self._keep_logs()
+        session = None
+        with contextlib.suppress(Exception):
+            session = self._session()
         ray.shutdown()
         self._pids.discard(os.getpid())
         end_processes(self._pids)
+        if session is not None:
+            _copy_logs(session / "logs", self._logs)
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def _copy_logs(session: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from learners.models import ModelKind, load, save_pretrained
 
 COLLECTIVE_DEADLINE_S = 300.0
+BUCKET_ELEMENTS = 5e7  # of a gradient bucket; larger ones only pay off over a network
 
 
 class LearnerError(RuntimeError):
@@ -113,7 +114,7 @@ class Learner:
         decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(spec), dist_init_required=False
         )
@@ -130,6 +131,9 @@ class Learner:
                 "stage": spec.zero_stage,
                 "overlap_comm": False,
                 "contiguous_gradients": True,
+                # DeepSpeed allocates a gradient bucket of this many elements at once, 1 GB by default.
+                "reduce_bucket_size": int(BUCKET_ELEMENTS),
+                "allgather_bucket_size": int(BUCKET_ELEMENTS),
                 "stage3_gather_16bit_weights_on_model_save": True,
             },
             "zero_allow_untested_optimizer": True,

@@ -45,7 +45,9 @@ def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> 
 
 def auc(scores: Sequence[float], positives: Sequence[float], negatives: Sequence[float]) -> float | None:
     """Weighted area under the ROC curve; item i counts `positives[i]` times as a positive and `negatives[i]` times as a
-    negative. Ties count half. None where one class is empty."""
+    negative. Ties count half. None where one class is empty or a score is not a number."""
+    if any(math.isnan(score) for score in scores):
+        return None
     order = sorted(range(len(scores)), key=lambda i: scores[i])
     total_pos, total_neg = sum(positives), sum(negatives)
     if total_pos <= 0 or total_neg <= 0:
@@ -66,14 +68,19 @@ def auc(scores: Sequence[float], positives: Sequence[float], negatives: Sequence
 
 def calibration_error(
     scores: Sequence[float], targets: Sequence[float], weights: Sequence[float], bins: int = 10
-) -> float:
-    """Expected calibration error over equal-width bins of [0, 1]; 0 where all weights are 0."""
+) -> float | None:
+    """Expected calibration error over equal-width bins of [0, 1]; 0 where all weights are 0.
+
+    None where a score is not a number.
+    """
+    if any(math.isnan(score) for score in scores):
+        return None
     total = sum(weights)
     if total <= 0:
         return 0.0
     error = 0.0
     for b in range(bins):
-        chosen = [i for i, s in enumerate(scores) if min(bins - 1, max(0, int(s * bins))) == b]
+        chosen = [i for i, s in enumerate(scores) if int(min(bins - 1, max(0, s * bins))) == b]
         weight = sum(weights[i] for i in chosen)
         if weight > 0:
             gap = sum(weights[i] * (scores[i] - targets[i]) for i in chosen) / weight

@@ -39,14 +39,14 @@ def mutants(source: str, limit: int, seed: int = 0) -> list[str]:
     random.Random(seed).shuffle(sites)
     found: dict[str, None] = {}
     for position, variant in sites:
+        if len(found) >= limit:
+            break
         mutated = copy.deepcopy(tree)
         node = next(n for i, n in enumerate(ast.walk(mutated)) if i == position)
         _variants(node)[variant]()
         text = ast.unparse(ast.fix_missing_locations(mutated)) + "\n"
         if text.strip() != original.strip():
             found[text] = None
-        if len(found) >= limit:
-            break
     return list(found)
 
 
@@ -68,7 +68,8 @@ def _variants(node: ast.AST) -> list[Callable[[], None]]:
     elif isinstance(node, ast.IfExp):
         changes.append(_swap_branches(node))
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        changes.append(_assign(node, "op", ast.UAdd()))
+        # A second `not` removes the first: `+x` would only raise where x is no number.
+        changes.append(_assign(node, "operand", ast.UnaryOp(ast.Not(), node.operand)))
     return changes
 
 

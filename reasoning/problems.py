@@ -37,7 +37,7 @@ def bundled() -> list[Problem]:
 
 def demonstrations() -> list[Demonstration]:
     """The worked solutions of bundled training problems."""
-    lines = (BUNDLED / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (BUNDLED / "demonstrations.jsonl").read_text(encoding="utf-8").split("\n")
     return [Demonstration.model_validate_json(line) for line in lines if line.strip()]
 
 
@@ -50,7 +50,8 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
         InputError: the file is missing or empty, a row is bad (its number and the reason), or an id is not there.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON strings may hold other line breaks (U+2028, U+0085) as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise InputError("problems", str(path), "an existing JSONL file", type(error).__name__) from None
     except UnicodeDecodeError:
@@ -60,7 +61,7 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
         if line.strip():
             try:
                 rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # also an int of thousands of digits, and deep nesting
                 raise InputError("problems", f"{path} row {number}", "one JSON object a line", str(error)) from None
     return from_rows(rows, str(path), ids, on_bad)
 
@@ -71,10 +72,12 @@ def from_rows(
     """Problems of numbered rows; see `load_jsonl`."""
     wanted = set(ids)
     problems: dict[str, Problem] = {}
+    found: set[str] = set()
     for number, row in rows:
         name = row_id(row)
         if wanted and not wanted & {name, name.split("/")[-1]}:
             continue
+        found |= {name, name.split("/")[-1]}
         try:
             problem = from_row(row)
         except RowError as error:
@@ -86,12 +89,11 @@ def from_rows(
         if problem.id in problems:
             raise InputError("problems", f"{source} row {number}", "distinct ids", f"{problem.id} is there already")
         problems[problem.id] = problem
-    found = {i for name in problems for i in (name, name.split("/")[-1])}
     missing = sorted(wanted - found)
     if missing:
         raise InputError("ids", ",".join(missing[:5]), f"ids that {source} holds", "not found")
     if not problems:
-        raise InputError("problems", source, "a file with at least one problem", "holds none")
+        raise InputError("problems", source, "a file with at least one problem", "holds none that can be used")
     return list(problems.values())
 
 
@@ -112,7 +114,11 @@ def from_row(row: Any) -> Problem:
         return from_mbpp(row)
     try:
         # JSON text, so that typed values (tuples, sets) are decoded.
-        problem = Problem.model_validate_json(json.dumps(row))
+        text = json.dumps(row)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(f"is not JSON: {error}") from None
+    try:
+        problem = Problem.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -137,10 +143,12 @@ def from_mbpp(row: Mapping[str, Any]) -> Problem:
         code, asserts = str(row["code"]), [str(t) for t in row["test_list"]]
         question = str(row.get("text") or row["prompt"])
         task = int(row["task_id"])
-    except (KeyError, TypeError, ValueError) as error:
+        setup = str(row.get("test_setup_code") or "") or "\n".join(row.get("test_imports") or [])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RowError(f"not in MBPP's layout: {type(error).__name__} {error}") from None
     code = code.replace("\r\n", "\n")
-    setup = str(row.get("test_setup_code") or "") or "\n".join(row.get("test_imports") or [])
+    if not question.strip():
+        raise RowError("field text: is empty")
     if not asserts:
         raise RowError("field test_list: is empty")
     entry_point = _entry_point(code, asserts)
@@ -166,8 +174,9 @@ def _entry_point(code: str, asserts: Sequence[str]) -> str:
             for node in ast.walk(ast.parse(text))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
-    except SyntaxError as error:
-        raise RowError(f"does not parse: {error.msg}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else f"{type(error).__name__} {error}".strip()
+        raise RowError(f"does not parse: {reason}") from None
     defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
     for name in called:
@@ -182,6 +191,16 @@ def convert_assert(text: str, entry_point: str, setup: str = "") -> CallCase | E
     Also taken: truth (`assert f(x)`, `assert not f(x)`), `math.isclose(f(x), y, rel_tol=...)`, literal on the left.
     Raises RowError for anything else.
     """
+    try:
+        return _convert_assert(text, entry_point, setup)
+    except RowError:
+        raise
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        # Values that no case holds (`...`, nesting without end), other arguments of isclose.
+        raise RowError(f"test cannot be converted: {text[:80]!r}") from None
+
+
+def _convert_assert(text: str, entry_point: str, setup: str) -> CallCase | ExpressionCase:
     body = ast.parse(text.strip()).body
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
         raise RowError(f"test is not one assert: {text[:80]!r}")

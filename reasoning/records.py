@@ -50,7 +50,6 @@ class Problem(Record):
     """A programming problem.
 
     `entry_point`: the function to write, or None where the program reads stdin and prints.
-    `setup`: source run before the tests of a function, after the program (imports, fixtures).
     """
 
     id: str = Field(min_length=1)

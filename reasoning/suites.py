@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from reasoning.prompts import example_text
 from reasoning.records import Origin, Problem, ProblemTest, Suite
+from sandbox import CallCase, ExpressionCase, StdioCase
 
 
 def assemble(problem: Problem, generated: Sequence[ProblemTest], size: int) -> Suite:
@@ -19,8 +19,8 @@ def assemble(problem: Problem, generated: Sequence[ProblemTest], size: int) -> S
     chosen: dict[str, ProblemTest] = {}
     for test in (*problem.shown_tests, *generated, *hidden[:kept]):
         if len(chosen) < size:
-            chosen.setdefault(_input_of(test, problem), test)
-    holdout = tuple(t for t in hidden[kept:] if _input_of(t, problem) not in chosen)
+            chosen.setdefault(_input_of(test), test)
+    holdout = tuple(t for t in hidden[kept:] if _input_of(t) not in chosen)
     return Suite(problem_id=problem.id, tests=tuple(chosen.values()), holdout=holdout)
 
 
@@ -40,6 +40,13 @@ def tests_by_origin(suites: Iterable[Suite]) -> dict[str, int]:
     return {origin.value: counts.get(origin, 0) for origin in Origin}
 
 
-def _input_of(test: ProblemTest, problem: Problem) -> str:
-    text = example_text(test, problem.entry_point)
-    return text.split("\nOutput:\n")[0] if problem.entry_point is None else text.rsplit(" == ", 1)[0]
+def _input_of(test: ProblemTest) -> str:
+    """The same text for tests that ask the same, whatever they expect."""
+    case = test.case
+    match case:
+        case StdioCase():
+            return case.stdin.rstrip()
+        case CallCase():
+            return repr((case.args, case.kwargs))
+        case ExpressionCase():
+            return f"{case.setup}\n{case.expression}"

@@ -15,13 +15,14 @@ from __future__ import annotations
 import ast
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
-from sandbox import CallCase, StdioCase
+from sandbox import CallCase, ExpressionCase, StdioCase, encode_value
 
 SYSTEM_TCG = "You write test cases for programs."
 CASES_PER_PROMPT = 3
@@ -61,9 +62,15 @@ def tcg_messages(problem: Problem, code: str | None) -> list[Message]:
 def renderable(test: ProblemTest) -> bool:
     """Whether `render_cases` can write the test: plain calls and stdin programs of modest size."""
     case = test.case
-    if isinstance(case, StdioCase):
-        return len(case.stdin) + len(case.expected) <= MAX_CASE_CHARACTERS and "Input:" not in case.stdin
-    return isinstance(case, CallCase) and not case.kwargs and len(repr(case.args)) <= MAX_CASE_CHARACTERS
+    if isinstance(case, ExpressionCase) or (isinstance(case, CallCase) and case.kwargs):
+        return False
+    given, output = input_text(test), output_text(test)
+    if len(given) + len(output) > MAX_CASE_CHARACTERS:
+        return False
+    if isinstance(case, CallCase):
+        return _arguments(given) is not None and _literal(output) is not _UNREADABLE
+    words = ("Input:", "Output:")
+    return not case.stdin.startswith("\n") and not any(w in t for w in words for t in (given, output))
 
 
 def input_text(test: ProblemTest) -> str:
@@ -88,14 +95,14 @@ def parse_cases(text: str, problem: Problem) -> list[ParsedCase]:
     """The cases of a generated text; what has no readable input is left out, repeated inputs count once."""
     found: dict[str, ParsedCase] = {}
     for match in _CASE.finditer(text):
-        raw_input, raw_output = match[1].strip("\n"), match[2].strip("\n").rstrip()
+        raw_input, raw_output = match[1].strip("\n"), match[2].strip("\n").rstrip(" \t\r\n")
         if len(raw_input) + len(raw_output) > MAX_CASE_CHARACTERS:
             continue
         if problem.entry_point is None:
             case = ParsedCase(None, raw_input + "\n", raw_output, bool(raw_output))
         else:
-            args = _literal(f"({raw_input},)")
-            if not isinstance(args, tuple) or not raw_input.strip():
+            args = _arguments(raw_input)
+            if args is None:
                 continue
             output = _literal(raw_output)
             case = ParsedCase(args, "", None if output is _UNREADABLE else output, output is not _UNREADABLE)
@@ -107,10 +114,19 @@ _UNREADABLE = object()
 
 
 def _literal(source: str) -> Any:
+    """The value of a Python literal that a test can hold, else `_UNREADABLE`."""
     try:
-        return ast.literal_eval(source)
+        value = ast.literal_eval(source)
+        encode_value(value)  # refuses `...`, which models like to write
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return _UNREADABLE
+    return value
+
+
+def _arguments(source: str) -> tuple[Any, ...] | None:
+    """The values of an argument list; None where it cannot be read or is empty."""
+    args = _literal(f"({source},)")
+    return args if isinstance(args, tuple) and source.strip() else None
 
 
 def make_test(problem: Problem, case: ParsedCase, expected: Any, origin: Origin) -> ProblemTest:
@@ -144,12 +160,15 @@ def derange(outputs: Sequence[str], rng: random.Random) -> list[str]:
     A derangement where the outputs allow one; else the value of one output is changed.
     """
     if len(set(outputs)) > 1:
-        for _ in range(16):
-            shuffled = list(outputs)
-            rng.shuffle(shuffled)
-            if shuffled != list(outputs):
-                return shuffled
-        return [*outputs[1:], outputs[0]]
+        # Equal outputs side by side, each place takes what stands one largest block further on: nothing keeps its own
+        # unless one output fills more than half of the places.
+        rank = {output: rng.random() for output in outputs}
+        order = sorted(rng.sample(range(len(outputs)), len(outputs)), key=lambda place: rank[outputs[place]])
+        shift = max(Counter(outputs).values())
+        moved = list(outputs)
+        for i, place in enumerate(order):
+            moved[place] = outputs[order[(i + shift) % len(order)]]
+        return moved
     changed = list(outputs)
     place = rng.randrange(len(changed))
     changed[place] = corrupt(changed[place], rng)
@@ -170,17 +189,20 @@ def corrupt(output: str, rng: random.Random) -> str:
     }
     if output in swaps:
         return swaps[output]
-    numbers = list(re.finditer(r"-?\d+", output))
+    text = _literal(output)
+    if isinstance(text, str):
+        if text.isprintable() and any(c.isdigit() for c in text):
+            return repr(corrupt(text, rng))
+        return repr(text[::-1] if text != text[::-1] else text + "x")
+    numbers = list(re.finditer(r"(?<![\w.])-?\d+", output))  # the whole part only, so that 3.0 stays a number
     if numbers:
         match = rng.choice(numbers)
         return output[: match.start()] + str(int(match[0]) + rng.choice([-2, -1, 1, 2])) + output[match.end() :]
-    if len(output) >= 4 and output[0] in "'\"":
-        return (
-            output[0] + output[-2:0:-1] + output[-1]
-            if output[1:-1] != output[-2:0:-1]
-            else output[0] + "x" + output[1:]
-        )
-    return output + "0" if output[-1:].isalnum() else output + " 0"
+    words = list(re.finditer(r"\b(?:True|False)\b", output))
+    if words:
+        match = rng.choice(words)
+        return output[: match.start()] + swaps[match[0]] + output[match.end() :]
+    return output + "1" if output[-1:].isalnum() else output + " 0"  # not 0: .50 is .5
 
 
 def preference_pairs(problem: Problem, prompt: str, rng: random.Random, count: int) -> list[TextPair]:

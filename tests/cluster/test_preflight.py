@@ -1,0 +1,157 @@
+"""What must be true before anything expensive starts."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import preflight
+from cluster.config import load
+from cluster.preflight import check_references, load_problems, require_memory
+from reasoning.errors import InputError
+
+GOOD = {
+    "id": "mine/double",
+    "question": "Double it.",
+    "entry_point": "double",
+    "references": ["def double(n):\n    return 2 * n\n"],
+    "tests": [{"case": {"kind": "call", "args": [2], "expected": 4}, "shown": True}],
+}
+
+
+def row(name, **changes):
+    return {**GOOD, "id": f"mine/{name}", **changes}
+
+
+@pytest.fixture
+def problem_file(tmp_path):
+    def write(*rows, name="problems.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def config(problems, *overrides):
+    return load("tiny", [f"problems={json.dumps(str(problems))}", *overrides])
+
+
+def nothing_bad(*told):
+    raise AssertionError(told)
+
+
+def test_the_bundled_problems_and_a_choice_of_them():
+    assert len(load_problems(config("bundled"), nothing_bad)) >= 64
+    chosen = load_problems(config("bundled", "ids=['sum_of_evens', 'bundled/largest_number']"), nothing_bad)
+    assert {p.id for p in chosen} == {"bundled/sum_of_evens", "bundled/largest_number"}
+    assert sorted(p.split for p in chosen) == ["heldout", "train"]
+
+
+def test_unknown_ids_are_named(problem_file):
+    for source, known in (("bundled", "sum_of_evens"), (problem_file(row("a"), row("b")), "a")):
+        with pytest.raises(InputError, match=r"ids: got 'nope,zero'.*not found"):
+            load_problems(config(source, f"ids=[{known}, zero, nope]"), nothing_bad)
+
+
+def test_a_file_of_problems(problem_file):
+    problems = load_problems(config(problem_file(row("a"), row("b"))), nothing_bad)
+    assert [p.id for p in problems] == ["mine/a", "mine/b"]
+
+
+def test_a_bad_row_ends_the_start_unless_it_may_be_left_out(problem_file):
+    file = problem_file(row("a"), row("b", tests=[]), row("c"))
+    with pytest.raises(InputError, match=r"row 2'.*mine/b: field tests"):
+        load_problems(config(file), nothing_bad)
+    told = []
+    problems = load_problems(config(file, "skip_bad_rows=true"), lambda *bad: told.append(bad))
+    assert [p.id for p in problems] == ["mine/a", "mine/c"]
+    assert [(number, name) for number, name, _ in told] == [(2, "mine/b")]
+
+
+@pytest.mark.parametrize("source", ["nope", "none.jsonl", "/nowhere/problems.json", "."])
+def test_sources_that_are_none(source):
+    with pytest.raises(InputError, match="problems: got") as caught:
+        load_problems(config(source), nothing_bad)
+    assert source in str(caught.value)
+
+
+def test_one_problem_cannot_be_split(problem_file):
+    with pytest.raises(InputError, match="at least two problems"):
+        load_problems(config(problem_file(row("a"))), nothing_bad)
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    import datasets
+
+    def load_dataset(name):
+        raise ConnectionError(f"cannot reach\n{name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"problems: got 'mbpp-like/set'.*ConnectionError: cannot reach mbpp-like/set"):
+        load_problems(config("mbpp-like/set"), nothing_bad)
+
+
+def test_rows_from_the_hub(monkeypatch):
+    import datasets
+
+    asked = []
+    rows = [
+        {"task_id": n, "text": "Add one.", "code": "def inc(n): return n + 1", "test_list": ["assert inc(1) == 2"]}
+        for n in (601, 12)
+    ]
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name: asked.append(name) or {"train": rows[:1], "test": rows[1:]}
+    )
+    problems = load_problems(config("mbpp"), nothing_bad)
+    assert asked == [preflight.MBPP_HUB]
+    assert [(p.id, p.split) for p in problems] == [("mbpp/601", "train"), ("mbpp/12", "heldout")]
+
+
+def checked(problem_file, *rows):
+    made = config(problem_file(row("fine"), *rows))
+    check_references(load_problems(made, nothing_bad), made)
+
+
+def test_references_that_pass(problem_file):
+    checked(problem_file, row("b"))
+
+
+@pytest.mark.parametrize(
+    "reference, verdict",
+    [
+        ("def double(n):\n    return n * 3\n", "wrong_answer on test 1"),
+        ("def double(n):\n    raise ValueError('a\\nb')\n", "on test 1"),
+        ("def double(n:\n", "on test 1"),
+        ("def triple(n):\n    return 3 * n\n", "on test 1"),
+        ("#" + "x" * 300_000, "refused"),
+    ],
+    ids=["wrong", "raises", "no Python", "other name", "too long"],
+)
+def test_a_reference_that_fails_is_named_with_its_problem(problem_file, reference, verdict):
+    good = GOOD["references"][0]
+    with pytest.raises(InputError) as caught:
+        checked(problem_file, row("broken", references=[good, reference]), row("too", references=[reference]))
+    error = caught.value
+    assert (error.field, error.value) == ("problems", "mine/broken")
+    assert verdict in error.reason
+    assert "(and 1 more)" in error.reason
+    assert "\n" not in str(error)
+
+
+def test_too_little_memory(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    free = SimpleNamespace(available=3e9)
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(InputError, match=r"memory: got '3.0 GB free'.*7 GB of free memory"):
+        require_memory(tmp_path)
+    free.available = 7.1e9
+    require_memory(tmp_path)
+
+
+def test_a_large_model_needs_more_memory(monkeypatch, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    with open(weights, "wb") as file:
+        file.truncate(2_000_000_000)  # sparse
+    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
+    with pytest.raises(InputError, match=r"20.0 GB free.*use a machine with 24 GB of free memory"):
+        require_memory(tmp_path)
