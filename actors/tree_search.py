@@ -204,7 +204,10 @@ class TreeSearch:
         program = extract_program(step.text) if step is not None and action is Action.CODE else None
         judgement = None
         if program is not None:
-            judgement = await self.judge_program(program, problem, suite)
+            try:
+                judgement = await self.judge_program(program, problem, suite)
+            except Exception as error:  # a worker is gone, or did not answer: infrastructure, like the engine's
+                raise EngineError(f"the sandbox failed: {type(error).__name__}: {error}") from error
             if judgement is None:
                 raise EngineError("the sandbox gave no verdict")
         return _path(chain_id, problem, prompt_ids, steps, program, judgement, settings)

@@ -63,7 +63,7 @@ class TcgConfig(_Section):
     sft_epochs: int = Field(default=1, ge=1, le=100)
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
     beta: float = Field(default=0.1, gt=0, le=10)
-    learning_rate: float = Field(default=3e-5, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     dpo_learning_rate: float = Field(default=5e-6, gt=0, lt=1)
     batch_size: int = Field(default=8, ge=1)
     prompts: int = Field(default=1, ge=1, le=64, description="prompts per problem; each asks for three cases")
@@ -108,9 +108,9 @@ class PrmConfig(_Section):
     """Process reward model: point-wise, soft labels, split by problem (method section 4)."""
 
     epochs: int = Field(default=1, ge=1, le=100)
-    batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=5e-5, gt=0, lt=1)
-    token_budget: int = Field(default=16_000, ge=512, description="training tokens per epoch")
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
+    token_budget: int = Field(default=20_000, ge=512, description="training tokens per epoch")
     held_out: float = Field(default=0.25, gt=0, lt=1, description="share of problems kept for measuring")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,7 @@ def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
                 raise InputError(
                     "ids", ",".join(sorted(missing)[:5]), "ids of bundled problems (bundled/...)", "not found"
                 )
-    elif config.problems.endswith((".jsonl", ".json")) or Path(config.problems).exists():
+    elif config.problems.endswith((".jsonl", ".json")) or os.path.exists(config.problems):  # noqa: PTH110
         problems = load_jsonl(Path(config.problems), ids, skip)
     elif config.problems == "mbpp" or "/" in config.problems:
         problems = _from_hub(MBPP_HUB if config.problems == "mbpp" else config.problems, ids, skip)

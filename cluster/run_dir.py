@@ -115,7 +115,7 @@ class RunDir:
             InputError: field "run-dir": there is a run already, something else is there, or it cannot be written.
         """
         run = cls(path if path is not None else default_path())
-        _refuse_occupied(run.path)
+        require_free(run.path)
         made = _missing_parents(run.path)
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ class RunDir:
             for parent in made:
                 _remove_if_empty(parent)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                _refuse_occupied(run.path)  # another process took the name in between: say what it made of it
+                require_free(run.path)  # another process took the name in between: say what it made of it
             legal = "a path in a directory that can be written"
             raise InputError("run-dir", str(run.path), legal, error.strerror or str(error)) from error
         return run
@@ -346,7 +346,7 @@ def _absolute(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def _refuse_occupied(path: Path) -> None:
+def require_free(path: Path) -> None:
     legal = "a path that does not exist yet, or an empty directory"
     if not path.exists():
         return

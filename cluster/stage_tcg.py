@@ -18,7 +18,15 @@ from learners.batches import Example, PreferenceExample
 from reasoning.mutants import mutants
 from reasoning.records import Origin, Problem, ProblemTest, Suite, mean
 from reasoning.suites import assemble, judge_quality, tests_by_origin
-from reasoning.test_cases import ParsedCase, make_test, parse_cases, preference_pairs, sft_completions, tcg_messages
+from reasoning.test_cases import (
+    OPENING,
+    ParsedCase,
+    make_test,
+    parse_cases,
+    preference_pairs,
+    sft_completions,
+    tcg_messages,
+)
 from sandbox import CallCase, RunOutput, StdioCase, Submission, Verdict
 
 GENERATION_DEADLINE_S = 1800.0
@@ -95,11 +103,13 @@ def _report(
 
 
 def _prompt(run: RunContext, problem: Problem) -> list[int]:
-    return run.tokens.encode_chat(tcg_messages(problem, problem.references[0]))
+    """The generator's prompt; like a step's header, the opening of the answer is written by the system."""
+    messages = tcg_messages(problem, problem.references[0])
+    return [*run.tokens.encode_chat(messages), *run.tokens.encode(OPENING)]
 
 
 def _example(run: RunContext, problem: Problem, prompt: Sequence[int], completion: str) -> Example:
-    ids = [*run.tokens.encode(completion), *run.tokens.end_ids]
+    ids = [*run.tokens.encode(completion.removeprefix(OPENING)), *run.tokens.end_ids]
     return Example((*prompt, *ids), (*[0] * len(prompt), *[1] * len(ids)), problem.id)
 
 
@@ -155,7 +165,7 @@ def _generate(run: RunContext, problems: Sequence[Problem], seed: int) -> dict[s
     by_problem: dict[str, list[ParsedCase]] = {}
     for i, problem in enumerate(p for p in problems for _ in range(c.prompts)):
         known = {case.key: case for case in by_problem.get(problem.id, [])}
-        for case in parse_cases(texts[i], problem):
+        for case in parse_cases(OPENING + texts[i], problem):
             known.setdefault(case.key, case)
         by_problem[problem.id] = list(known.values())
     return asyncio.run(_execute_all(run, problems, by_problem))

@@ -88,8 +88,9 @@ class ProcessDataStore:
         return target
 
     def read_suites(self, shard: str) -> list[Suite]:
-        lines = (self.root / "suites" / f"{shard}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [Suite.model_validate_json(line) for line in lines]
+        # Not splitlines: a text may hold the other line breaks of Unicode.
+        lines = (self.root / "suites" / f"{shard}.jsonl").read_text(encoding="utf-8").split("\n")
+        return [Suite.model_validate_json(line) for line in lines if line]
 
 
 def _rows(path: Path) -> list[dict[str, object]]:

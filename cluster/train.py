@@ -21,7 +21,7 @@ from cluster import config as configuration
 from cluster import models, preflight
 from cluster.config import RunConfig
 from cluster.progress import ProgressDisplay
-from cluster.run_dir import RunDir, default_path
+from cluster.run_dir import RunDir, default_path, require_free
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
 from reasoning.records import Problem
@@ -71,18 +71,19 @@ def train(request: TrainRequest, console: Console, command: Sequence[str]) -> in
     if request.resume is not None:
         run_dir = RunDir.open(request.resume)
     else:
-        run_dir = RunDir.create(request.run_dir or default_path(), command)
+        # Everything is checked before anything is made: a refused run leaves no directory behind.
+        run_dir = RunDir(request.run_dir or default_path())
+        require_free(run_dir.path)
     try:
-        console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
         run_dir.require_disk(preflight.MIN_DISK_GIB)
         model, problems = _check(config, console)
+        if request.resume is None:
+            run_dir = RunDir.create(run_dir.path, command)
         run_dir.write_atomic(run_dir.config, config.dump())
     except BaseException:
-        # Nothing was run: a new directory would only be in the way of the corrected command.
         run_dir.close()
-        if request.resume is None:
-            shutil.rmtree(run_dir.path, ignore_errors=True)
         raise
+    console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     return _run(config, run_dir, model, problems, console)
 
 
@@ -132,7 +133,9 @@ def _absolute(config: RunConfig) -> RunConfig:
         for field in names
         if getattr(config, field) not in names[field]
     }
-    return config.model_copy(update={field: str(path.resolve()) for field, path in paths.items() if path.exists()})
+    # os.path: a name may be too long for a path, which is no error here.
+    found = {field: path for field, path in paths.items() if os.path.exists(path)}  # noqa: PTH110
+    return config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})
 
 
 def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console) -> int:

@@ -114,7 +114,9 @@ class Learner:
         decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True)
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True
+        )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(spec), dist_init_required=False
         )

@@ -26,6 +26,8 @@ from sandbox import CallCase, ExpressionCase, StdioCase, encode_value
 
 SYSTEM_TCG = "You write test cases for programs."
 CASES_PER_PROMPT = 3
+OPENING = "Input:\n"
+"""How every completion begins."""
 MAX_CASE_CHARACTERS = 2000
 
 _CASE = re.compile(r"Input:\n(.*?)\nOutput:\n(.*?)(?=\n+Input:\n|\Z)", re.DOTALL)

@@ -348,7 +348,6 @@ def test_a_chain_is_tried_again_with_another_seed():
     assert all(p.value == 1.0 or p.value == pytest.approx(0.1 + 0.9 / 4) for p in kept)
 
 
-@pytest.mark.xfail(reason="chain retries EngineError only; what the judge raises goes through", strict=True)
 def test_a_judge_that_raises_is_infrastructure_for_a_chain_too():
     judge = FakeJudge(raises=1.0)
     assert chain(FakeSampler(), judge) is None

@@ -121,7 +121,6 @@ def test_bad_input(run, tmp_path, arguments, files, says):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.xfail(reason="only the run directory itself is taken away again", strict=True)
 def test_directories_made_for_a_refused_run_go_too(run, tmp_path):
     run("train", "--run-dir", "a/b/run", "--problems", "none.jsonl")
     assert list(tmp_path.iterdir()) == []

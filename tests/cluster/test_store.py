@@ -208,7 +208,6 @@ def test_suites_with_values_of_any_type(store):
     assert [p.name for p in (store.root / "suites").iterdir()] == ["current.jsonl"]
 
 
-@pytest.mark.xfail(reason="read_suites splits at every line break that str.splitlines knows", strict=True)
 def test_suites_with_other_line_breaks(store):
     suite = Suite(problem_id="p", tests=(ProblemTest(case=CallCase(args=["a\u2028b\u0085c"], expected="\x0b\x1c")),))
     store.write_suites("current", [suite])
