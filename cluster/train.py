@@ -22,6 +22,7 @@ from cluster import models, preflight
 from cluster.config import RunConfig
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path, require_free
+from cluster.workers import Workers, prepare_environment, start_ray
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
 from reasoning.records import Problem
@@ -67,6 +68,7 @@ def interruptible() -> Iterator[None]:
 
 def train(request: TrainRequest, console: Console, command: Sequence[str]) -> int:
     """Run or resume; returns the exit code (0 done, 130 interrupted). Raises InputError for bad input."""
+    prepare_environment()
     config = _config(request)
     if request.resume is not None:
         run_dir = RunDir.open(request.resume)
@@ -139,8 +141,6 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 
 def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console) -> int:
-    from cluster.workers import Workers, start_ray
-
     _quiet(run_dir)
     workers = Workers(config, model, run_dir.logs)
     state = run_dir.read_state()

@@ -19,27 +19,34 @@ ENGINE_START_S = 900.0
 SHUTDOWN_S = 30.0
 
 
-def start_ray(run_id: str) -> str:
-    """Join the cluster that `RAY_ADDRESS` names (a job has it), or start a local one; returns a line for people.
+def prepare_environment() -> None:
+    """What must be in the environment before anything imports ray, which other libraries do behind our back.
 
     A local cluster gets a token of its own: Ray's own default writes one under HOME, which a client with an explicit
-    address then does not find. Must be called before anything imports ray.
-
-    Raises InputError where `RAY_ADDRESS` cannot be reached.
+    address then does not find.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # Ray runs actors at niceness 15: anything else on the machine would starve engine and learner.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Actors inherit this environment: no actor asks a hub or a usage server for anything.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Actors inherit this: they find our rooms from whatever directory they start in.
     root = str(Path(__file__).resolve().parent.parent)
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
+
+
+def start_ray(run_id: str) -> str:
+    """Join the cluster that `RAY_ADDRESS` names (a job has it), or start a local one; returns a line for people.
+
+    `prepare_environment` must have been called before.
+
+    Raises InputError where `RAY_ADDRESS` cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
     import ray
 
     if address:
