@@ -15,6 +15,7 @@ from actors.tokens import Tokens
 from cluster.config import RunConfig
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir
+from cluster.stop import Stop
 from cluster.store import ProcessDataStore
 from cluster.weight_sync import SyncReport, WeightSync
 from cluster.workers import Workers
@@ -40,6 +41,7 @@ class RunContext:
     display: ProgressDisplay
     state: dict[str, Any]
     sync: WeightSync | None = None
+    stop: Stop = field(default_factory=Stop)
     peak_memory: int = 0
     _ticked: float = 0.0
     _counters: tuple[float, int, int] = (0.0, 0, 0)
@@ -165,11 +167,16 @@ class RunContext:
         ray.get(self.workers.tracker.log.remote(dict(metrics), {"round": round_, **(axes or {})}), timeout=60)
 
     def tick(self) -> None:
-        """Once in a while: note processes and memory."""
+        """Once in a while: stop if told to, note processes and memory."""
+        self.stop.check()
         now = time.monotonic()
         if now - self._ticked > 10:
             self._ticked = now
-            self.peak_memory = max(self.peak_memory, self.workers.note_processes())
+            self.measure_memory()
+
+    def measure_memory(self) -> None:
+        """Look at the memory of all processes of the run now."""
+        self.peak_memory = max(self.peak_memory, self.workers.note_processes())
 
     def speeds(self) -> dict[str, float]:
         """Sampled tokens/s and programs/s since the last call."""

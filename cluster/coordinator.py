@@ -64,6 +64,7 @@ class Coordinator:
         if key in self.done:
             self.run.display.skip_stage(label, "finished earlier")
             return
+        self.run.stop.check()
         self.run.display.start_stage(label)
         started = time.monotonic()
         result = work(self.run, round_)

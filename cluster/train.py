@@ -22,6 +22,7 @@ from cluster import models, preflight
 from cluster.config import RunConfig
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path, require_free
+from cluster.stop import Interrupted, Stop
 from cluster.workers import Workers, prepare_environment, start_ray
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
@@ -40,27 +41,29 @@ class TrainRequest:
     overrides: tuple[str, ...] = ()
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM: not an error, and nothing that catches errors may catch it."""
-
-
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over."""
+def interruptible() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over.
+
+    The signal is also remembered in the `Stop` that this yields: an exception raised inside compiled code comes out as
+    another one (SystemError from `ray.wait`), or not at all.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(signal.Signals(number).name)
+        stop.signal = signal.Signals(number).name
+        raise Interrupted(stop.signal)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
             signal.signal(number, on_signal)
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -149,14 +152,17 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
     code = 1
     stopped = "an error"
     try:
-        with interruptible():
+        with interruptible() as stop:
             try:
                 console.print(start_ray(run_dir.id), highlight=False, markup=False)
                 context, note = _prepare(config, run_dir, model, problems, workers, state, console)
+                context.stop = stop
                 _loop(context)
                 code, stopped = 0, ""
-            except Interrupted as signal_name:
-                code, stopped = EXIT_INTERRUPTED, f"interrupted by {signal_name}"
+            except BaseException:
+                if not stop.signal:
+                    raise
+                code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
                 console.print(f"{stopped}: saving and shutting down", highlight=False, markup=False)
     finally:
         with _no_signals():
@@ -256,7 +262,7 @@ def _finish(context: Any, note: str, stopped: str, code: int, console: Console) 
             "tokens": earlier.get("tokens", 0) + sum(c.sampled_tokens for c in counters),
             "programs": earlier.get("programs", 0) + sum(c.programs for c in counters),
         }
-    context.tick()
+    context.measure_memory()
     context.dir.write_state(context.state)
     result = summary.summarize(context, note, stopped)
     report.write(result, context.dir)

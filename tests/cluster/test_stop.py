@@ -1,0 +1,34 @@
+"""A signal ends the run, whatever becomes of the exception that it raises."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from cluster.stop import Interrupted, Stop
+from cluster.train import interruptible
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_and_is_remembered(number):
+    before = signal.getsignal(number)
+    with interruptible() as stop:
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), number)
+        assert stop.signal == number.name
+        os.kill(os.getpid(), number)  # a second one does not disturb the shutdown
+    assert signal.getsignal(number) is before
+
+
+def test_a_swallowed_interruption_comes_back_at_the_next_check():
+    with interruptible() as stop:
+        stop.check()
+        with contextlib.suppress(BaseException):  # as compiled code does
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+def test_nothing_happens_without_a_signal():
+    Stop().check()
