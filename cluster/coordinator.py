@@ -29,6 +29,8 @@ ROUND: tuple[tuple[str, Stage], ...] = (
 )
 ESTIMATES = {"eval before": 70, "tcg": 220, "search": 180, "policy_sft": 150, "prm": 110, "policy_rl": 200}
 ESTIMATES |= {"new_data": 90, "eval after": 70, "start": 60}
+MODELS = ("policy", "prm", "tcg_sft")
+"""Keys of the state that name the checkpoints in use."""
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 96
 
@@ -67,7 +69,13 @@ class Coordinator:
         self.run.stop.check()
         self.run.display.start_stage(label)
         started = time.monotonic()
-        result = work(self.run, round_)
+        models = {key: self.run.state.get(key) for key in MODELS}
+        try:
+            result = work(self.run, round_)
+        except BaseException:
+            # The stage will run again from where it began: not from a model that it had already trained.
+            self.run.state.update(models)
+            raise
         seconds = round(time.monotonic() - started, 1)
         note = str(result.get("note") or result.get("skipped") or "")
         self.done[key] = {"seconds": seconds, **result}
