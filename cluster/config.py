@@ -145,7 +145,7 @@ class WandbConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything that decides a run. The same file gives the same run on another machine."""
+    """Everything that decides a run."""
 
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     model: str = Field(default="smollm2-135m", min_length=1, description="alias, directory, or hub id")

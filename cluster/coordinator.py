@@ -72,19 +72,19 @@ class Coordinator:
         models = {key: self.run.state.get(key) for key in MODELS}
         try:
             result = work(self.run, round_)
+            self.done[key] = {"seconds": round(time.monotonic() - started, 1), **result}
         except BaseException:
             # The stage will run again from where it began: not from a model that it had already trained.
             self.run.state.update(models)
             raise
-        seconds = round(time.monotonic() - started, 1)
+        seconds = self.done[key]["seconds"]
         note = str(result.get("note") or result.get("skipped") or "")
-        self.done[key] = {"seconds": seconds, **result}
         self.save()
         self.run.log({f"stage/{name.replace(' ', '_')}_s": seconds}, round_)
         self.run.display.end_stage(f"skipped: {note}" if "skipped" in result else note)
 
     def save(self) -> None:
-        """Write `state.json`; the counters of the workers go with it, so that a resume adds to them."""
+        """Write `state.json`."""
         self.run.dir.write_state(self.run.state)
 
     def start(self) -> str:

@@ -167,6 +167,7 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
     sync = run.publish_learner(round_)
+    run.tell_prompts()
     kl = history[0]["rl/mismatch_kl"]
     return {
         "paths": len(paths),

@@ -23,6 +23,7 @@ from cluster.config import RunConfig
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path, require_free
 from cluster.stop import Interrupted, Stop
+from cluster.tracker import resolve_mode
 from cluster.workers import Workers, prepare_environment, start_ray
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
@@ -41,6 +42,23 @@ class TrainRequest:
     overrides: tuple[str, ...] = ()
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen(stop: Stop) -> None:
+    """Install the handlers that fill `stop`; once more after `ray.init`, which replaces SIGTERM's by its own."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        stop.signal = signal.Signals(number).name
+        raise Interrupted(stop.signal)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_signal)
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over.
@@ -53,16 +71,9 @@ def interruptible() -> Iterator[Stop]:
         yield stop
         return
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        stop.signal = signal.Signals(number).name
-        raise Interrupted(stop.signal)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        for number in before:
-            signal.signal(number, on_signal)
+        listen(stop)
         yield stop
     finally:
         for number, handler in before.items():
@@ -108,6 +119,7 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     model = models.resolve(config.model)
     console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
     preflight.require_memory(model)
+    resolve_mode(config.wandb.mode)
     return model, problems
 
 
@@ -155,6 +167,7 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
         with interruptible() as stop:
             try:
                 console.print(start_ray(run_dir.id), highlight=False, markup=False)
+                listen(stop)
                 context, note = _prepare(config, run_dir, model, problems, workers, state, console)
                 context.stop = stop
                 _loop(context)

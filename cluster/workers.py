@@ -6,11 +6,11 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.config import RunConfig
 from reasoning.errors import InputError
@@ -86,7 +86,7 @@ class Workers:
         self.reward_model: Any = None
         self._learner: Any = None
         self._model = model
-        self._pids: set[int] = set()
+        self._processes: set[psutil.Process] = set()
 
     def start_sandboxes(self) -> Any:
         """Start the sandbox workers; returns the isolation report of the first. Raises InputError without isolation."""
@@ -147,13 +147,12 @@ class Workers:
     def note_processes(self) -> int:
         """Remember the processes below this one, so that `close` can end what is left of them; returns their memory in
         bytes (proportional set size, so that shared pages count once)."""
-        import psutil
-
         total = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
-                self._pids.add(process.pid)
+                self._processes.add(process)
+        self._processes = {p for p in self._processes if p.is_running()}
         return total
 
     def _session(self) -> Path | None:
@@ -185,8 +184,8 @@ class Workers:
         with contextlib.suppress(Exception):
             session = self._session()
         ray.shutdown()
-        self._pids.discard(os.getpid())
-        end_processes(self._pids)
+        self._processes.discard(psutil.Process())
+        end_processes(self._processes)
         if session is not None:
             _copy_logs(session / "logs", self._logs)
             shutil.rmtree(session, ignore_errors=True)
@@ -200,21 +199,11 @@ def _copy_logs(session: Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
-def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
-    """Ask the processes that still run to end, then end them."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        alive = [pid for pid in pids if _alive(pid)]
-        for pid in alive:
-            with contextlib.suppress(OSError):
-                os.kill(pid, sign)
-        deadline = time.monotonic() + grace_s
-        while any(_alive(pid) for pid in alive) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state != "Z"
+def end_processes(processes: set[psutil.Process], grace_s: float = 5.0) -> None:
+    """Ask the processes that still run to end, then end them. psutil tells a process from a later one of its number."""
+    for act in (psutil.Process.terminate, psutil.Process.kill):
+        alive = [p for p in processes if p.is_running()]
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                act(process)
+        psutil.wait_procs(alive, timeout=grace_s)

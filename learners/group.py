@@ -80,6 +80,7 @@ class LearnerRank:
     def _use_threads(self) -> None:
         # OpenMP's thread count belongs to the calling thread, and Ray sets it to the actor's num_cpus.
         torch.set_num_threads(self._threads)
+        torch.set_default_device(self._learner.device)  # batches are made where the model is; also per thread
 
 
 class LearnerGroup:

@@ -79,7 +79,6 @@ class Learner:
         if self.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
             torch.set_num_threads(threads)
-        torch.set_default_device(self.device)  # batches are made where the model is
 
     # --- group ---
 
@@ -108,6 +107,9 @@ class Learner:
         self.release()
         import deepspeed
 
+        # DeepSpeed would compile a shared-memory collective on first use, which needs a compiler, Python's headers and
+        # a writable home; gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(seed)
         module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype))
         module.train()

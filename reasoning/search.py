@@ -70,14 +70,15 @@ def sibling_priors(
 
 
 def normalised(values: Sequence[float | None], parent: float, reduction: float) -> list[float]:
-    """Q of children for PUCT: min-max over {parent} and the known values; an unknown child takes the parent's value
-    minus `reduction`. Where all known values are equal, all are 0.5."""
+    """Q of children for PUCT: min-max over {parent} and the known values; an unknown child takes the parent's
+    normalised value minus `reduction`. Where all known values are equal, they are 0.5."""
     known = [value for value in values if value is not None]
     low, high = min([parent, *known]), max([parent, *known])
-    filled = [parent - reduction if value is None else value for value in values]
-    if high - low < 1e-12:
-        return [0.5 if value is not None else 0.5 - reduction for value in values]
-    return [(value - low) / (high - low) for value in filled]
+
+    def scaled(value: float) -> float:
+        return 0.5 if high - low < 1e-12 else (value - low) / (high - low)
+
+    return [scaled(parent) - reduction if value is None else scaled(value) for value in values]
 
 
 def puct_scores(

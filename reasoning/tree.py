@@ -240,15 +240,16 @@ class SearchTree:
             return None
         if node.expansions == 0:
             return node
-        open_children = [self.nodes[i] for i in node.children if not self.nodes[i].closed]
-        scores = self._scores(node, open_children)
-        for _, child in sorted(zip(scores, open_children, strict=True), key=lambda pair: (-pair[0], pair[1].id)):
+        children = [self.nodes[i] for i in node.children]
+        ranked = sorted(zip(self._scores(node, children), children, strict=True), key=lambda p: (-p[0], p[1].id))
+        for _, child in ranked:
             found = self._select(child)
             if found is not None:
                 return found
         return None
 
     def _scores(self, parent: Node, children: list[Node]) -> list[float]:
+        """Scores of all children; closed ones cannot be chosen, but their visits and values count for the others."""
         s = self.settings
         if not children:
             return []
@@ -256,17 +257,15 @@ class SearchTree:
         parent_visits = parent.visits + parent.in_flight
         if s.policy == "uct":
             return uct_scores([self.q(c) or 0.0 for c in children], visits, parent_visits, s.uct_weight)
-        siblings = [self.nodes[i] for i in parent.children]
         priors = sibling_priors(
-            [c.mean_logprob for c in siblings],
-            [int(c.action or 0) for c in siblings],
-            [float(c.multiplicity) for c in siblings],
+            [c.mean_logprob for c in children],
+            [int(c.action or 0) for c in children],
+            [float(c.multiplicity) for c in children],
             parent.action_prior,
             s.prior_temperature,
         )
-        by_id = dict(zip([c.id for c in siblings], priors, strict=True))
         q = normalised([self.q(c) for c in children], self.q(parent) or 0.0, s.first_play_reduction)
-        return puct_scores(q, [by_id[c.id] for c in children], visits, parent_visits, s.c_init, s.c_base)
+        return puct_scores(q, priors, visits, parent_visits, s.c_init, s.c_base)
 
     def q(self, node: Node) -> float | None:
         """Search value: lambda * mean of backed-up values + (1 - lambda) * PRM; what is missing is left out."""

@@ -31,7 +31,9 @@ def test_uct_golden_and_unvisited_first():
 
 
 def test_normalised_q():
-    assert normalised([0.2, None, 0.6], 0.2, 0.1) == pytest.approx([0.0, -0.25, 1.0])
+    assert normalised([0.2, None, 0.6], 0.2, 0.1) == pytest.approx([0.0, -0.1, 1.0])
+    # However close the known values are, the reduction stays what it is.
+    assert normalised([0.11, None], 0.10, 0.1) == pytest.approx([1.0, -0.1])
     assert normalised([0.3, None], 0.3, 0.1) == pytest.approx([0.5, 0.4])
 
 
