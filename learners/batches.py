@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+ROUNDING = 64
+"""Widths are rounded up to a multiple of this: a CPU kernel is prepared, and kept in memory, for every new shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,9 @@ class Padded:
 
 
 def pad(sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[int]], pad_id: int) -> Padded:
-    """Right-padded tensors; token t counts (mask 1) through its prediction at position t - 1. The first token of a
-    sequence cannot be predicted and never counts."""
-    width = max(len(s) for s in sequences)
+    """Right-padded tensors, their width a multiple of `ROUNDING`; token t counts (mask 1) through its prediction at
+    position t - 1. The first token of a sequence cannot be predicted and never counts."""
+    width = padded_length(max(len(s) for s in sequences))
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
     attention = torch.zeros((len(sequences), width), dtype=torch.long)
     select = torch.zeros((len(sequences), width), dtype=torch.bool)
@@ -60,17 +62,22 @@ def pad(sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[int]], pad_
     return Padded(ids, attention, select)
 
 
+def padded_length(length: int) -> int:
+    """What a sequence takes in a micro-batch of its own length."""
+    return -(-length // ROUNDING) * ROUNDING
+
+
 def micro_batches(items: Sequence[T], length: Callable[[T], int], max_tokens: int) -> list[list[T]]:
     """Groups of similar length whose padded size is at most `max_tokens`; an item over the budget stands alone."""
     groups: list[list[T]] = []
     widest = 0
     for item in sorted(items, key=length):
-        widest = max(widest if groups and groups[-1] else 0, length(item))
+        widest = max(widest if groups and groups[-1] else 0, padded_length(length(item)))
         if groups and widest * (len(groups[-1]) + 1) <= max_tokens:
             groups[-1].append(item)
         else:
             groups.append([item])
-            widest = length(item)
+            widest = padded_length(length(item))
     return groups
 
 

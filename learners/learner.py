@@ -34,7 +34,10 @@ class LearnerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
-    """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant."""
+    """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant.
+
+    `prior`: what a new value head says of every step, in (0, 1).
+    """
 
     model: str
     kind: ModelKind
@@ -44,6 +47,7 @@ class LearnerSpec:
     clip_norm: float = 1.0
     warmup_steps: int = 2
     dtype: str = "bfloat16"
+    prior: float = 0.5
 
 
 @dataclass(slots=True)
@@ -111,7 +115,7 @@ class Learner:
         # a writable home; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(seed)
-        module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype))
+        module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype), spec.prior)
         module.train()
         decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]

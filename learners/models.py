@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+
+from learners.batches import ROUNDING
 
 ModelKind = Literal["policy", "value"]
 
@@ -39,7 +42,10 @@ class PolicyModel(nn.Module):
         sampled with.
         """
         hidden = self.lm.get_decoder()(input_ids=token_ids, attention_mask=attention, use_cache=False).last_hidden_state
-        logits = self.lm.lm_head(hidden[select]).float()
+        chosen = hidden[select]
+        # Rounded up, so that few sizes occur: CPU kernels keep buffers as large as the vocabulary for each size seen.
+        rows = F.pad(chosen, (0, 0, 0, -len(chosen) % ROUNDING))
+        logits = self.lm.lm_head(rows)[: len(chosen)].float()
         if isinstance(temperature, Tensor):
             logits = logits / temperature.unsqueeze(-1).to(logits)
         elif temperature != 1.0:
@@ -65,9 +71,9 @@ class ValueModel(nn.Module):
         return logits[select].squeeze(-1).float()
 
 
-def load(path: Path, kind: ModelKind, dtype: torch.dtype) -> PolicyModel | ValueModel:
-    """The model of a Hugging Face directory. A value model from a policy's directory starts with a zero head, so that
-    it says 0.5 everywhere rather than noise."""
+def load(path: Path, kind: ModelKind, dtype: torch.dtype, prior: float = 0.5) -> PolicyModel | ValueModel:
+    """The model of a Hugging Face directory. A value model from a policy's directory starts with a head that says
+    `prior` everywhere: from anything else, the first steps would only move the whole model towards the mean."""
     if kind == "policy":
         return PolicyModel(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa"))
     config = AutoConfig.from_pretrained(path, num_labels=1)
@@ -77,7 +83,7 @@ def load(path: Path, kind: ModelKind, dtype: torch.dtype) -> PolicyModel | Value
         head = next(m for m in (getattr(lm, "score", None), getattr(lm, "classifier", None)) if m is not None)
         nn.init.zeros_(head.weight)
         if head.bias is not None:
-            nn.init.zeros_(head.bias)
+            nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
     return ValueModel(lm)
 
 

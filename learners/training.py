@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from learners import objectives
-from learners.batches import Example, Padded, PreferenceExample, micro_batches, optimizer_batches, pad
+from learners.batches import Example, Padded, PreferenceExample, micro_batches, optimizer_batches, pad, padded_length
 from learners.learner import Learner
 from reasoning.records import StepLabel, Trajectory, mean
 
@@ -119,7 +119,7 @@ def dpo(
         return _padded([p.chosen for p in group] + [p.rejected for p in group], settings.pad_id)
 
     def length(pair: PreferenceExample) -> int:
-        return 2 * max(len(pair.chosen.token_ids), len(pair.rejected.token_ids))
+        return 2 * padded_length(max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)))
 
     reference: dict[int, tuple[float, float]] = {}
     with torch.no_grad():

@@ -11,9 +11,16 @@ T = TypeVar("T")
 
 
 def within_tokens(
-    items: Sequence[T], length: Callable[[T], int], problem: Callable[[T], str], budget: int, longest: int, seed: int
+    items: Sequence[T],
+    length: Callable[[T], int],
+    problem: Callable[[T], str],
+    budget: int,
+    longest: int,
+    seed: int,
+    kind: Callable[[T], bool] = lambda _: False,
 ) -> tuple[list[T], int]:
-    """Items up to `budget` tokens in all, taken from the problems in turn so that none crowds out the others.
+    """Items up to `budget` tokens in all, taken from the problems in turn so that none crowds out the others, and of a
+    problem those with and without `kind` in turn, beginning with those that have it.
 
     Items over `longest` tokens are left out. Returns the chosen items and how many were too long.
     """
@@ -28,6 +35,7 @@ def within_tokens(
     queues = [groups[name] for name in sorted(groups)]
     for queue in queues:
         rng.shuffle(queue)
+        queue[:] = _in_turn([i for i in queue if kind(i)], [i for i in queue if not kind(i)])[::-1]
     rng.shuffle(queues)
     chosen: list[T] = []
     used = 0
@@ -40,3 +48,10 @@ def within_tokens(
             if not queue:
                 queues.remove(queue)
     return chosen, too_long
+
+
+def _in_turn(first: Sequence[T], second: Sequence[T]) -> list[T]:
+    """One of each in turn, then what is left of the longer."""
+    both = min(len(first), len(second))
+    turns = [item for pair in zip(first, second, strict=False) for item in pair]
+    return [*turns, *first[both:], *second[both:]]

@@ -54,6 +54,13 @@ def step_labels(paths: Iterable[Path]) -> list[StepLabel]:
     return labels
 
 
+def mean_target(labels: Iterable[StepLabel]) -> float:
+    """Weighted mean of the targets, in (0, 1); 0.5 where nothing has weight."""
+    pairs = [pair for label in labels for pair in zip(label.targets, label.weights, strict=True)]
+    total = sum(weight for _, weight in pairs)
+    return sum(target * weight for target, weight in pairs) / total if total else 0.5
+
+
 def held_out(problem_id: str, share: float) -> bool:
     """Whether a problem belongs to the held-out part of a split by problem; depends on the id alone."""
     digest = hashlib.sha256(f"prm-split:{problem_id}".encode()).digest()

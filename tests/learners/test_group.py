@@ -33,15 +33,6 @@ def tiny(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-    yield
-    ray.shutdown()
-
-
 def examples(count=8, seed=1):
     from learners.batches import Example
 
@@ -54,10 +45,10 @@ def examples(count=8, seed=1):
     return made
 
 
-def spec(model, kind="policy", zero=2, dtype="float32", rate=LEARNING_RATE):
+def spec(model, kind="policy", zero=2, dtype="float32", rate=LEARNING_RATE, prior=0.5):
     from learners.learner import LearnerSpec
 
-    return LearnerSpec(str(model), kind, rate, zero_stage=zero, warmup_steps=1, dtype=dtype)
+    return LearnerSpec(str(model), kind, rate, zero_stage=zero, warmup_steps=1, dtype=dtype, prior=prior)
 
 
 def settings(**overrides):
@@ -113,7 +104,7 @@ def assert_same_weights(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize(("world", "zero"), [(1, 2), (2, 2), (2, 3)])
-def test_ranks_and_stages_train_like_plain_torch(cluster, tiny, tmp_path, world, zero):
+def test_ranks_and_stages_train_like_plain_torch(local_ray, tiny, tmp_path, world, zero):
     losses, weights = train(tiny, world, zero, tmp_path)
     expected_losses, expected = by_hand(tiny)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
@@ -121,7 +112,7 @@ def test_ranks_and_stages_train_like_plain_torch(cluster, tiny, tmp_path, world,
     assert_same_weights(weights, expected, 2e-4)
 
 
-def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cluster, tiny, tmp_path):
+def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(local_ray, tiny, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
     from learners.group import LearnerGroup
@@ -157,7 +148,7 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cl
         assert AutoModelForCausalLM.from_pretrained(policy).config.vocab_size == 97
         assert (policy / "tokenizer_config.json").exists()
 
-        group.load(spec(tiny, kind="value", dtype="bfloat16", rate=3e-3), seed=0)
+        group.load(spec(tiny, kind="value", dtype="bfloat16", rate=3e-3, prior=0.2), seed=0)
         labels = [
             StepLabel(
                 problem_id="p",
@@ -169,7 +160,7 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cl
             for e in examples()
         ]
         fresh = group.step_scores(labels, settings(), 60)
-        assert all(v == pytest.approx(0.5, abs=1e-3) for row in fresh for v in row)
+        assert all(v == pytest.approx(0.2, abs=1e-3) for row in fresh for v in row)
         group.fit("prm", labels, settings(epochs=10), 120, lambda row: None)
         fitted = group.step_scores(labels, settings(), 60)
         assert sum(row[0] for row in fitted) > sum(row[1] for row in fitted) + 0.5
@@ -184,7 +175,7 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(cl
         group.close()
 
 
-def test_dpo_widens_the_margin(cluster, tiny):
+def test_dpo_widens_the_margin(local_ray, tiny):
     from learners.batches import PreferenceExample
     from learners.group import LearnerGroup
 
@@ -202,7 +193,7 @@ def test_dpo_widens_the_margin(cluster, tiny):
         group.close()
 
 
-def test_a_loss_that_is_no_number_stops_with_a_word(cluster, tiny):
+def test_a_loss_that_is_no_number_stops_with_a_word(local_ray, tiny):
     from ray.exceptions import RayTaskError
 
     from learners.group import LearnerGroup

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
 
-from reasoning.labels import held_out, label_counts, pass_rate, soft_label, solved_paths, step_labels
+from reasoning.labels import held_out, label_counts, mean_target, pass_rate, soft_label, solved_paths, step_labels
 from reasoning.records import Action
 
 DEFINE, REFINE, CODE = Action.DEFINE, Action.REFINE, Action.CODE
@@ -109,3 +109,10 @@ def test_pass_rate_counts_complete_paths():
     assert pass_rate([path(), path(value=0.4), path(value=0.0), path(value=None)]) == pytest.approx(1 / 3)
     assert pass_rate([path(value=None)]) == 0.0
     assert pass_rate([]) == 0.0
+
+
+def test_the_mean_target_is_weighted():
+    steps = (step(DEFINE, [3], passed=0, sampled=8), step(CODE, [5], passed=1, sampled=1))
+    (label,) = step_labels([path(steps=steps)])
+    assert mean_target([label]) == pytest.approx((0.5 / 9 * 1 + 0.75 * 0.125) / 1.125)
+    assert mean_target([]) == 0.5
