@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from actors.engine import Draw, Engine, EngineSettings
+from actors.engine import Draw, Engine, EngineError, EngineSettings
 from actors.sandbox_pool import SandboxPool
 from actors.tokens import Tokens
 from actors.tree_search import TreeSearch
@@ -58,7 +58,18 @@ class Counters:
     pids: list[int] = field(default_factory=list)
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1024)
+CONTROL_CALLS = 64
+
+
+def concurrency(max_num_seqs: int, trees: int) -> int:
+    """Calls that a worker must be able to hold at once, so that counters and new weights never queue behind samples.
+
+    (A Ray concurrency group would do, but gives an async actor a second event loop; the engine lives on one.)
+    """
+    return 2 * max_num_seqs + trees + CONTROL_CALLS
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
 class RolloutWorker:
     """Hosts an engine; searches trees, writes chains, draws texts, and takes new weights while it does."""
 
@@ -124,14 +135,19 @@ class RolloutWorker:
         async with self._gate:
             return await self._search.chain(chain_id, problem, self._prompt(problem), suite, settings, seed, greedy)
 
-    async def draw_texts(self, prompts: Sequence[Sequence[int]], draw: Draw, seed: int) -> list[str]:
-        """One text per prompt (for the test case generator)."""
+    async def draw_texts(
+        self, name: str, prompts: Sequence[Sequence[int]], draw: Draw, seed: int
+    ) -> tuple[str, list[str | None]]:
+        """`name` and one text per prompt (for the test case generator); None where the engine failed on it."""
 
-        async def one(index: int, ids: Sequence[int]) -> str:
+        async def one(index: int, ids: Sequence[int]) -> str | None:
             async with self._gate:
-                return (await self._engine.draw(ids, draw, seed + index)).text
+                try:
+                    return (await self._engine.draw(ids, draw, seed + index)).text
+                except EngineError:
+                    return None
 
-        return list(await asyncio.gather(*[one(i, ids) for i, ids in enumerate(prompts)]))
+        return name, list(await asyncio.gather(*[one(i, ids) for i, ids in enumerate(prompts)]))
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every token after the first, for the probe of a weight sync."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -14,6 +15,7 @@ from sandbox import LocalPool, RunOutput, Submission, SuiteResult, Verdict
 
 CALL_DEADLINE_S = 900.0  # a submission waits for its turn; each run inside has its own limits
 ATTEMPTS = 3
+T = TypeVar("T")
 
 
 @ray.remote(num_cpus=0, max_restarts=2, max_concurrency=256)
@@ -36,6 +38,9 @@ class SandboxWorker:
     async def report(self) -> Any:
         """The isolation report of this worker; starts the pool."""
         return (await self._ready()).isolation
+
+    async def pid(self) -> int:
+        return os.getpid()
 
     async def judge(self, submission: Submission) -> SuiteResult:
         return await (await self._ready()).judge(submission)
@@ -70,37 +75,45 @@ class SandboxPool:
     async def judge(self, submission: Submission) -> SuiteResult:
         """Judge a program. A result of `sandbox_error` after all attempts is returned as it is.
 
-        Raises RayActorError where every worker is gone.
+        Raises RayActorError where every worker is gone, TimeoutError where none answers.
         """
-        result: SuiteResult | None = None
-        for attempt in range(ATTEMPTS):
-            try:
-                result = await self._call(lambda worker: worker.judge.remote(submission))
-            except (RayActorError, TimeoutError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-                continue
-            if result.verdict is not Verdict.SANDBOX_ERROR:
-                break
-        self.programs += 1
-        assert result is not None
-        return result
+        return await self._call(
+            lambda worker: worker.judge.remote(submission), lambda result: result.verdict is Verdict.SANDBOX_ERROR
+        )
 
     async def run_calls(self, source: str, entry_point: str, inputs: Sequence[Any], limits: Any) -> list[RunOutput]:
-        """A function's values on `inputs` (pairs of args and kwargs)."""
-        self.programs += 1
-        return await self._call(lambda worker: worker.run_calls.remote(source, entry_point, inputs, limits))
+        """A function's values on `inputs` (pairs of args and kwargs). Raises like `judge`."""
+        return await self._call(lambda worker: worker.run_calls.remote(source, entry_point, inputs, limits), _lost)
 
     async def run_stdin(self, source: str, stdins: Sequence[str], limits: Any) -> list[RunOutput]:
-        """A program's outputs on `stdins`."""
-        self.programs += 1
-        return await self._call(lambda worker: worker.run_stdin.remote(source, stdins, limits))
+        """A program's outputs on `stdins`. Raises like `judge`."""
+        return await self._call(lambda worker: worker.run_stdin.remote(source, stdins, limits), _lost)
 
-    async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        least = min(self._outstanding)
-        index = self._order.choice([i for i, n in enumerate(self._outstanding) if n == least])
-        self._outstanding[index] += 1
-        try:
-            return await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S)
-        finally:
-            self._outstanding[index] -= 1
+    async def _call(self, call: Callable[[Any], Awaitable[T]], failed: Callable[[T], bool]) -> T:
+        """The result of `call` on the least loaded worker, tried again elsewhere while a worker is gone or `failed`."""
+        self.programs += 1
+        tried: set[int] = set()
+        for left in reversed(range(ATTEMPTS)):
+            index = self._least_loaded(tried)
+            tried.add(index)
+            self._outstanding[index] += 1
+            try:
+                result = await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S)
+            except (RayActorError, TimeoutError):
+                if not left:
+                    raise
+                continue
+            finally:
+                self._outstanding[index] -= 1
+            if not left or not failed(result):
+                return result
+        raise AssertionError("unreachable")
+
+    def _least_loaded(self, tried: set[int]) -> int:
+        fresh = [i for i in range(len(self.workers)) if i not in tried] or list(range(len(self.workers)))
+        least = min(self._outstanding[i] for i in fresh)
+        return self._order.choice([i for i in fresh if self._outstanding[i] == least])
+
+
+def _lost(outputs: list[RunOutput]) -> bool:
+    return any(output.verdict is Verdict.SANDBOX_ERROR for output in outputs)

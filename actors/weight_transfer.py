@@ -10,6 +10,7 @@ The interface moves between vLLM's minor releases; a contract test runs it on th
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.ownership import end_with
+
 BACKEND = "shm"
 WORKER_EXTENSION = "actors.weight_transfer.WorkerExtension"
 RPC_DEADLINE_S = 120.0  # one control call; a 135M model takes 0.5 s, a 7B one from shared memory a few seconds
@@ -37,7 +40,9 @@ RPC_DEADLINE_S = 120.0  # one control call; a 135M model takes 0.5 s, a 7B one f
 
 @dataclass
 class ShmInitInfo(WeightTransferInitInfo):
-    """The shared-memory backend needs no rendezvous."""
+    """The shared-memory backend needs no rendezvous. `owner`: the process whose end must end vLLM's too."""
+
+    owner: int = 0
 
 
 @dataclass
@@ -55,7 +60,9 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        """Nothing to set up."""
+        """vLLM's worker ends with its owner, and vLLM's core, which waits for its worker, with the worker."""
+        if init_info.owner:
+            end_with(init_info.owner)
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
@@ -145,4 +152,4 @@ async def swap_weights(llm: Any, path: Path, version: int) -> float:
 
 async def initialize(llm: Any) -> None:
     """Prepare a started engine for `swap_weights`; once per engine."""
-    await _within_deadline("init", llm.init_weight_transfer_engine(WeightTransferInitRequest({})))
+    await _within_deadline("init", llm.init_weight_transfer_engine(WeightTransferInitRequest({"owner": os.getpid()})))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from actors.engine import Draw, Engine, EngineError, EngineSettings
@@ -165,3 +168,27 @@ def test_a_failed_update_leaves_the_engine_serving(running, model, tmp_path):
         running.do(running.engine.update_weights(tmp_path / "absent.safetensors", 999))
     running.do(running.engine.update_weights(model, running.engine.version + 1))
     assert running.do(running.engine.draw(running.prompt, Draw(5))).token_ids
+
+
+def test_an_engine_whose_owner_is_killed_leaves_no_process(model):
+    script = f"""
+import asyncio, pathlib, psutil
+from actors.engine import Engine, EngineSettings
+async def main():
+    engine = Engine(pathlib.Path({str(model)!r}), EngineSettings(max_num_seqs=4, max_model_len=512))
+    await engine.start()
+    print("pids", *(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
+    await asyncio.sleep(600)
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+    owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in owner.stdout if line.startswith("pids"))  # vLLM prints too
+        children = [psutil.Process(int(pid)) for pid in line.split()[1:]]
+        assert any("VLLM" in " ".join(p.cmdline()) for p in children)
+    finally:
+        owner.kill()
+        owner.wait(30)
+    alive = psutil.wait_procs(children, timeout=30)[1]
+    assert not [p.cmdline() for p in alive]
