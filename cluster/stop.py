@@ -1,8 +1,16 @@
-"""Being told to stop."""
+"""Being told to stop: what SIGINT and SIGTERM do to the driver, from the first check to the end of the shutdown."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_INTERRUPTED = 130
 
 
 class Interrupted(BaseException):
@@ -14,8 +22,69 @@ class Stop:
     """The signal that told the run to stop, "" before there was one."""
 
     signal: str = ""
+    _held: bool = False
 
     def check(self) -> None:
         """Raises Interrupted where the run was told to stop and something on the way swallowed it."""
         if self.signal:
             raise Interrupted(self.signal)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What must not be cut in two: a signal that comes in here raises Interrupted at the end of it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def listen(self) -> None:
+        """Install the handlers that fill this; once more after `ray.init`, which replaces SIGTERM's by its own."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        self.signal = signal.Signals(number).name
+        if not self._held:
+            raise Interrupted(self.signal)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over.
+
+    The signal is also remembered in the `Stop` that this yields: an exception raised inside compiled code comes out as
+    another one (SystemError from `ray.wait`), or not at all.
+    """
+    stop = Stop()
+    with _restored():
+        stop.listen()
+        yield stop
+
+
+@contextlib.contextmanager
+def no_signals() -> Iterator[None]:
+    """A shutdown has deadlines of its own; a second Ctrl-C must not leave half of the processes behind."""
+    with _restored() as ours:
+        if ours:
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+        yield
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[bool]:
+    """Put the handlers back at the end; yields whether they are ours to change (only the main thread may)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import operator
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -20,16 +17,17 @@ from rich.console import Console
 from cluster import config as configuration
 from cluster import models, preflight
 from cluster.config import RunConfig
+from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path, require_free
-from cluster.stop import Interrupted, Stop
+from cluster.stop import EXIT_INTERRUPTED, Stop, no_signals
 from cluster.tracker import resolve_mode
 from cluster.workers import Workers, prepare_environment, start_ray
 from reasoning.errors import InputError
 from reasoning.problems import bundled, demonstrations
 from reasoning.records import Problem
 
-EXIT_INTERRUPTED = 130
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,46 +40,12 @@ class TrainRequest:
     overrides: tuple[str, ...] = ()
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+def train(request: TrainRequest, console: Console, command: Sequence[str], stop: Stop) -> int:
+    """Run or resume; returns the exit code (0 done, 1 without a report, 130 interrupted).
 
-
-def listen(stop: Stop) -> None:
-    """Install the handlers that fill `stop`; once more after `ray.init`, which replaces SIGTERM's by its own."""
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        stop.signal = signal.Signals(number).name
-        raise Interrupted(stop.signal)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
-            signal.signal(number, on_signal)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over.
-
-    The signal is also remembered in the `Stop` that this yields: an exception raised inside compiled code comes out as
-    another one (SystemError from `ray.wait`), or not at all.
+    `stop`: the signal that may come, with its handlers installed. Raises InputError for bad input, MachineError where
+    the sandbox fails, Interrupted before the run has begun.
     """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        listen(stop)
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def train(request: TrainRequest, console: Console, command: Sequence[str]) -> int:
-    """Run or resume; returns the exit code (0 done, 130 interrupted). Raises InputError for bad input."""
     prepare_environment()
     config = _config(request)
     if request.resume is not None:
@@ -93,14 +57,16 @@ def train(request: TrainRequest, console: Console, command: Sequence[str]) -> in
     try:
         run_dir.require_disk(preflight.MIN_DISK_GIB)
         model, problems = _check(config, console)
-        if request.resume is None:
-            run_dir = RunDir.create(run_dir.path, command)
-        run_dir.write_atomic(run_dir.config, config.dump())
+        with stop.held():
+            if request.resume is None:
+                run_dir = RunDir.create(run_dir.path, command)
+            run_dir.write_atomic(run_dir.config, config.dump())
     except BaseException:
         run_dir.close()
         raise
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
-    return _run(config, run_dir, model, problems, console)
+    with driver_log(run_dir.logs / "driver.log"):
+        return _run(config, run_dir, model, problems, console, stop)
 
 
 def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
@@ -113,14 +79,28 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     console.print(
         f"problems: {len(problems) - held} to train on, {held} held out; running their references", highlight=False
     )
-    preflight.check_references(problems, config)
+    preflight.check_references(problems, config, console)
     if config.model in models.ALIASES and not models.is_converted(config.model):
         console.print(f"model: converting {config.model} once (about 20 s)", highlight=False)
     model = models.resolve(config.model)
     console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
+    _check_prompts(config, model, problems)
     preflight.require_memory(model)
     resolve_mode(config.wandb.mode)
     return model, problems
+
+
+def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> None:
+    from actors.tokens import Tokens
+
+    try:
+        preflight.require_room(problems, Tokens.load(model).encode_chat, config)
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers and chat templates fail in ways of their own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        legal = "a model whose tokenizer loads and takes a system message"
+        raise InputError("model", config.model, legal, reason) from error
 
 
 FIXED = ("model", "problems", "ids", "seed", "search.shots")
@@ -155,7 +135,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})
 
 
-def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console) -> int:
+def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem], console: Console, stop: Stop) -> int:
     _quiet(run_dir)
     workers = Workers(config, model, run_dir.logs)
     state = run_dir.read_state()
@@ -164,43 +144,30 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
     code = 1
     stopped = "an error"
     try:
-        with interruptible() as stop:
-            try:
-                console.print(start_ray(run_dir.id), highlight=False, markup=False)
-                listen(stop)
-                context, note = _prepare(config, run_dir, model, problems, workers, state, console)
-                context.stop = stop
-                _loop(context)
-                code, stopped = 0, ""
-            except BaseException:
-                if not stop.signal:
-                    raise
-                code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
+        try:
+            console.print(start_ray(run_dir.id), highlight=False, markup=False)
+            stop.listen()
+            context, note = _prepare(config, run_dir, model, problems, workers, state, console)
+            context.stop = stop
+            _loop(context)
+            code, stopped = 0, ""
+        except BaseException:
+            if not stop.signal:
+                log.exception("the run ended with an error")
+                raise
+            code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
+            with attempt("telling that the run was interrupted", log):
                 console.print(f"{stopped}: saving and shutting down", highlight=False, markup=False)
     finally:
-        with _no_signals():
+        with no_signals():
             try:
-                _finish(context, note, stopped, code, console)
+                code = _finish(context, note, stopped, code, console)
             finally:
                 workers.close()
                 if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
                     shutil.rmtree(state["transfer"], ignore_errors=True)
                 run_dir.close()
     return code
-
-
-@contextlib.contextmanager
-def _no_signals() -> Iterator[None]:
-    """A shutdown has deadlines of its own; a second Ctrl-C must not leave half of the processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _prepare(
@@ -260,28 +227,58 @@ def _loop(context: Any) -> None:
         coordinator.go()
 
 
-def _finish(context: Any, note: str, stopped: str, code: int, console: Console) -> None:
-    """The report and the end of the metrics; troubles here must not hide how the run ended."""
+def _finish(context: Any, note: str, stopped: str, code: int, console: Console) -> int:
+    """The report and the end of the metrics; returns the exit code: `code`, or 1 where a run that ended well could not
+    be written down.
+
+    Each part stands for itself: trouble in one (a full disk) hides neither how the run ended nor the other parts.
+    """
     if context is None:
-        return
+        return code
     import ray
 
     from cluster import report, summary
 
-    with contextlib.suppress(Exception):
-        counters = ray.get([w.counters.remote() for w in context.workers.rollouts], timeout=20)
-        earlier = context.state.get("counters", {})
-        context.state["counters"] = {
-            "tokens": earlier.get("tokens", 0) + sum(c.sampled_tokens for c in counters),
-            "programs": earlier.get("programs", 0) + sum(c.programs for c in counters),
-        }
-    context.measure_memory()
-    context.dir.write_state(context.state)
-    result = summary.summarize(context, note, stopped)
-    report.write(result, context.dir)
-    report.render(result, console)
-    with contextlib.suppress(Exception):
+    lost: list[str] = []
+
+    def tell(line: str) -> None:
+        with attempt("telling it", log):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def lose(line: str) -> None:
+        lost.append(line)
+        tell(line)
+
+    with attempt("counting tokens and programs", log, tell):
+        _count(context)
+    with attempt("measuring memory", log, tell):
+        context.measure_memory()
+    with attempt("writing state.json", log, lose):
+        context.dir.write_state(context.state)
+    result = None
+    with attempt("summing up the run", log, lose):
+        result = summary.summarize(context, note, stopped)
+    if result is not None:
+        with attempt("writing the report", log, lose):
+            report.write(result, context.dir)
+        with attempt("showing the report", log, tell):
+            report.render(result, console)
+    code = code or int(bool(lost))
+    with attempt("ending the metrics", log, tell):
         ray.get(context.workers.tracker.finish.remote(code), timeout=90)
+    return code
+
+
+def _count(context: Any) -> None:
+    """Add what the rollout workers counted to the counts of earlier processes of this run."""
+    import ray
+
+    counters = ray.get([w.counters.remote() for w in context.workers.rollouts], timeout=20)
+    earlier = context.state.get("counters", {})
+    context.state["counters"] = {
+        "tokens": earlier.get("tokens", 0) + sum(c.sampled_tokens for c in counters),
+        "programs": earlier.get("programs", 0) + sum(c.programs for c in counters),
+    }
 
 
 def _quiet(run_dir: RunDir) -> None:

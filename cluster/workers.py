@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -13,8 +14,12 @@ from typing import Any
 import psutil
 
 from cluster.config import RunConfig
+from cluster.driver_log import attempt
 from reasoning.errors import InputError
 
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 900.0
 SHUTDOWN_S = 30.0
 
@@ -34,9 +39,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors inherit this: they find our rooms from whatever directory they start in.
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != root]
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(ROOT)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *paths])
 
 
 def start_ray(run_id: str) -> str:
@@ -46,6 +50,13 @@ def start_ray(run_id: str) -> str:
 
     Raises InputError where `RAY_ADDRESS` cannot be reached.
     """
+    # Ray puts the driver's working directory before everything else on the path of its actors, where a folder
+    # `cluster` of the user's would take the place of ours.
+    with contextlib.chdir(ROOT):
+        return _start_ray(run_id)
+
+
+def _start_ray(run_id: str) -> str:
     address = os.environ.get("RAY_ADDRESS")
     import ray
 
@@ -105,11 +116,12 @@ class Workers:
     def launch_rollouts(self) -> list[Any]:
         """Create the rollout workers and begin to start their engines; returns references to wait for."""
         from actors.engine import EngineSettings
-        from actors.rollout import RolloutWorker
+        from actors.rollout import RolloutWorker, concurrency
 
         e = self.config.engine
         settings = EngineSettings(e.max_model_len, e.max_num_seqs, e.kv_cache_gib, self.config.seed)
-        worker = RolloutWorker.options(num_gpus=e.gpus).remote(
+        calls = concurrency(e.max_num_seqs, self.config.search.trees_in_flight)
+        worker = RolloutWorker.options(num_gpus=e.gpus, max_concurrency=calls).remote(
             str(self._model), settings, self.sandboxes, self.config.sandbox.limits()
         )
         self.rollouts = [worker]
@@ -168,24 +180,26 @@ class Workers:
 
         if not ray.is_initialized():
             return
-        with contextlib.suppress(Exception):
+        with attempt("looking for processes", log):
             self.note_processes()
-        calls = [w.shutdown.remote() for w in self.rollouts] + [w.close.remote() for w in self.sandboxes]
-        with contextlib.suppress(Exception):
+        with attempt("asking the workers to end", log):
+            calls = [w.shutdown.remote() for w in self.rollouts] + [w.close.remote() for w in self.sandboxes]
             ray.wait(calls, num_returns=len(calls), timeout=SHUTDOWN_S)
         if self._learner is not None:
-            with contextlib.suppress(Exception):
+            with attempt("ending the learner", log):
                 self._learner.close()
         for actor in [*self.rollouts, *self.sandboxes, self.reward_model, self.tracker]:
             if actor is not None:
-                with contextlib.suppress(Exception):
+                with attempt("ending an actor", log):
                     ray.kill(actor)
         session = None
-        with contextlib.suppress(Exception):
+        with attempt("looking for Ray's logs", log):
             session = self._session()
-        ray.shutdown()
-        self._processes.discard(psutil.Process())
-        end_processes(self._processes)
+        with attempt("ending Ray", log):
+            ray.shutdown()
+        with attempt("ending processes that were left", log):
+            self._processes.discard(psutil.Process())
+            end_processes(self._processes)
         if session is not None:
             _copy_logs(session / "logs", self._logs)
             shutil.rmtree(session, ignore_errors=True)
@@ -194,7 +208,7 @@ class Workers:
 def _copy_logs(session: Path, target: Path) -> None:
     """What actors printed, from Ray's session into the run; empty files are left out."""
     for file in session.glob("worker-*"):
-        with contextlib.suppress(OSError):
+        with attempt(f"copying {file.name}", log):
             if file.suffix in {".out", ".err"} and file.stat().st_size:
                 shutil.copyfile(file, target / file.name)
 

@@ -1,4 +1,4 @@
-"""The one error for bad input."""
+"""The one error for bad input, and the one for a machine that fails."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
         # Exceptions with several arguments do not survive pickling by themselves (Ray ships them between processes).
         return InputError, (self.field, self.value, self.legal, self.reason)
+
+
+class MachineError(RuntimeError):
+    """Something that is neither the user's input nor a mistake in the program failed, such as the sandbox.
+
+    The command line prints the message as one line and exits with 1.
+    """

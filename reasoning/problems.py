@@ -47,7 +47,8 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
     `ids`: only these (an MBPP number or a whole id). Every row asked for must be good, unless `on_bad` is given.
 
     Raises:
-        InputError: the file is missing or empty, a row is bad (its number and the reason), or an id is not there.
+        InputError: the file is missing, empty or a JSON array, a row is bad (its number and the reason), or an id is
+            not there.
     """
     try:
         # Not splitlines: JSON strings may hold other line breaks (U+2028, U+0085) as they are.
@@ -56,6 +57,9 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
         raise InputError("problems", str(path), "an existing JSONL file", type(error).__name__) from None
     except UnicodeDecodeError:
         raise InputError("problems", str(path), "a JSONL file in UTF-8") from None
+    if _is_array(lines):
+        legal = f"a JSONL file, one JSON object a line (jq -c '.[]' {path.name} prints one)"
+        raise InputError("problems", str(path), legal, "it holds one JSON array")
     rows: list[tuple[int, Any]] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -64,6 +68,16 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
             except (ValueError, RecursionError) as error:  # also an int of thousands of digits, and deep nesting
                 raise InputError("problems", f"{path} row {number}", "one JSON object a line", str(error)) from None
     return from_rows(rows, str(path), ids, on_bad)
+
+
+def _is_array(lines: Sequence[str]) -> bool:
+    """Whether the file as a whole is a JSON array, which is no JSONL."""
+    if not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        return False
+    try:
+        return isinstance(json.loads("\n".join(lines)), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def from_rows(
@@ -267,14 +281,22 @@ def _is_literal(node: ast.expr) -> bool:
 # --- splits ---
 
 
-def with_held_out(problems: Sequence[Problem]) -> list[Problem]:
+def with_held_out(problems: Sequence[Problem], ids: Sequence[str] = ()) -> list[Problem]:
     """The problems with at least one held out: where none is, a quarter by the hash of the id (at least one).
 
-    Raises InputError where there are fewer than two problems: one to train on and one to measure on are needed.
+    A problem that is held out already stays so, whatever else was chosen: test problems are never trained on. `ids`:
+    what the problems were chosen by, for the message.
+
+    Raises InputError where there are fewer than two problems (one to train on and one to measure on are needed), or
+    where all of them are held out.
     """
     if len(problems) < 2:
         raise InputError("problems", len(problems), "at least two problems, one to train on and one to measure on")
-    if {p.split for p in problems} == {"train", "heldout"}:
+    splits = {p.split for p in problems}
+    if splits == {"heldout"}:
+        field, value = ("ids", ",".join(ids[:5])) if ids else ("problems", f"{len(problems)} problems")
+        raise InputError(field, value, "at least one problem outside the held-out split", "all of them are held out")
+    if splits == {"train", "heldout"}:
         return list(problems)
     ranked = sorted(problems, key=lambda p: hashlib.sha256(f"heldout:{p.id}".encode()).digest())
     chosen = {p.id for p in ranked[: max(1, int(len(problems) * HELD_OUT_SHARE))]}

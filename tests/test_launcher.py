@@ -1,10 +1,14 @@
-"""The launcher's answers to machines that it cannot install on."""
+"""The launcher: machines that it cannot install on, changes of the stack, and whose code it starts."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,3 +63,101 @@ def test_too_little_disk_is_told_before_anything_is_made(tmp_path):
     assert result.returncode == 2
     assert "6 GB free" in result.stderr
     assert not (tmp_path / "venv").exists()
+
+
+# A Python that makes environments of nothing: `-m venv DIR` copies it there. Only the command line is really run.
+PYTHON = f"""
+case "$*" in
+"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && : >"$3/pyvenv.cfg" ;;
+*cluster.cli*) exec {sys.executable} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what the launcher reads, with tools that install nothing; returns a call of it."""
+    here = tmp_path / "checkout"
+    (here / "requirements").mkdir(parents=True)
+    for name in ("o1coder", "pyproject.toml", "requirements/cpu.txt"):
+        shutil.copy(ROOT / name, here / name)
+    (tmp_path / "bin").mkdir()
+    script(tmp_path / "bin" / "df", "printf 'h\\nfs 1 1 90000000 1%% /\\n'\n")
+    python = script(tmp_path / "python", PYTHON)
+
+    def call(stack, **environment):
+        given = {"O1CODER_PYTHON": python, "O1CODER_STACK": stack, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        variables = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "O1CODER_VENV"}}
+        return subprocess.run(
+            [here / "o1coder", "config"],
+            env={**variables, **given, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return call
+
+
+def test_another_stack_gets_an_environment_of_its_own(checkout, tmp_path):
+    venv = tmp_path / "checkout" / ".venv"
+    assert checkout("cpu").returncode == 0
+    (venv / "package").touch()
+    assert "installing" not in checkout("cpu").stderr
+    assert (venv / "package").exists()
+    ended = checkout("gpu")
+    assert ended.returncode == 0, ended.stderr
+    assert f"replacing the cpu stack in {venv} by the gpu one" in ended.stderr
+    assert not (venv / "package").exists()
+    assert (venv / ".o1coder-runtime").read_text().startswith("gpu-")
+
+
+def test_an_environment_from_before_the_stack_was_noted(checkout, tmp_path):
+    venv = tmp_path / "checkout" / ".venv"
+    checkout("gpu")
+    (venv / ".o1coder-stack").unlink()
+    (venv / "package").touch()
+    checkout("cpu")
+    assert not (venv / "package").exists()
+
+
+def test_an_install_of_another_stack_that_was_broken_off_is_thrown_away(checkout, tmp_path):
+    venv = tmp_path / "checkout" / ".venv"
+    failing = script(tmp_path / "failing", PYTHON.replace("esac", '*"pip install"*) exit 1 ;;\nesac'))
+    assert checkout("gpu", O1CODER_PYTHON=failing).returncode == 2
+    (venv / "package").touch()
+    assert checkout("cpu").returncode == 0
+    assert not (venv / "package").exists()
+
+
+def test_the_same_stack_keeps_its_environment_when_requirements_change(checkout, tmp_path):
+    venv = tmp_path / "checkout" / ".venv"
+    checkout("cpu")
+    (venv / "package").touch()
+    with open(tmp_path / "checkout" / "requirements" / "cpu.txt", "a", encoding="utf-8") as file:
+        file.write("\n")
+    assert "installing" in checkout("cpu").stderr
+    assert (venv / "package").exists()
+
+
+def test_what_is_no_environment_is_not_removed(checkout, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    ended = checkout("cpu", O1CODER_VENV=str(tmp_path / "mine"))
+    assert ended.returncode == 2
+    assert "something else than a virtual environment" in ended.stderr
+    assert (tmp_path / "mine" / "notes").exists()
+
+
+def test_the_code_beside_the_launcher_is_the_one_that_runs(checkout, tmp_path):
+    """Not a folder of the same name in the working directory, nor the checkout that the environment was made for."""
+    for place, text in ((tmp_path, "raise SystemExit('theirs')"), (tmp_path / "checkout", "")):
+        (place / "cluster").mkdir()
+        (place / "cluster" / "__init__.py").write_text(text, encoding="utf-8")
+    ours = "import os, sys; print(os.getcwd(), *sys.argv[1:], os.environ['PYTHONPATH'], sep='\\n')"
+    (tmp_path / "checkout" / "cluster" / "cli.py").write_text(ours, encoding="utf-8")
+    ended = checkout("cpu", PYTHONPATH="/theirs")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [str(tmp_path), "config", f"{tmp_path}/checkout:/theirs"]

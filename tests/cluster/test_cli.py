@@ -2,13 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from cluster import cli
+from cluster import cli, memory, models, preflight, train
+from cluster.run_dir import RunDir
+from cluster.stop import STOP_SIGNALS
+from sandbox.cell import Cell, CellError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {
@@ -20,6 +29,13 @@ GOOD = {
 }
 WRONG = {**GOOD, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
 TWO = [GOOD, {**GOOD, "id": "mine/other"}]
+TOKENIZER = Tokenizer(WordLevel({"?": 0, "def": 1}, unk_token="?"))
+MODEL = {
+    "model/config.json": '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}',
+    "model/model.safetensors": "x",
+    "model/tokenizer.json": TOKENIZER.to_str(),
+    "model/tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}',
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +64,28 @@ def run(no_ray, tmp_path):
     return call
 
 
+@pytest.fixture
+def inside(tmp_path, monkeypatch, capfd):
+    """The command line in this process, with `tmp_path` as the working directory; no run may start."""
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "_run", lambda *_: pytest.fail("a run was started"))
+
+    def call(*arguments):
+        code = cli.main(["train", "--run-dir", "run", *arguments])
+        return code, capfd.readouterr().err
+
+    yield call
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 def lines(*rows):
     return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
 
@@ -65,6 +103,16 @@ CASES = {
         {"p.jsonl": lines(*TWO)},
         ["model", "'nope'", "smollm2-135m"],
     ),
+    "model without a tokenizer": (
+        ["--model", "model", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*TWO), **{name: text for name, text in MODEL.items() if "tokenizer" not in name}},
+        ["model", "no tokenizer", "smollm2-135m"],
+    ),
+    "model of another kind": (
+        ["--model", "model", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*TWO), **MODEL, "model/config.json": '{"architectures": ["BertModel"]}'},
+        ["model", "ForCausalLM", "found BertModel"],
+    ),
     "empty model": (["--model", ""], {}, ["model", "''", "text"]),
     "missing file": (["--problems", "none.jsonl"], {}, ["problems", "none.jsonl", "an existing JSONL file"]),
     "missing file with a number sign": (["--problems", "my #1.jsonl"], {}, ["problems", "my #1.jsonl", "existing"]),
@@ -77,6 +125,16 @@ CASES = {
         ["--problems", "p.jsonl"],
         {"p.jsonl": lines(GOOD, "{")},
         ["p.jsonl row 2", "one JSON object"],
+    ),
+    "a JSON array": (
+        ["--problems", "p.json"],
+        {"p.json": json.dumps(TWO, indent=1)},
+        ["problems", "p.json", "one JSON array", "JSONL"],
+    ),
+    "held-out problems alone": (
+        ["--ids", "mine/double", "mine/other", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*[{**row, "split": "heldout"} for row in TWO])},
+        ["ids", "'mine/double,mine/other'", "at least one problem outside the held-out split"],
     ),
     "row with a line break in its id": (
         ["--problems", "p.jsonl"],
@@ -94,6 +152,11 @@ CASES = {
         {"taken/notes.txt": "mine"},
         ["run-dir", "taken"],
     ),
+    "a tokenizer that is none": (
+        ["--problems", "p.jsonl", "--model", "model"],
+        {"p.jsonl": lines(*TWO), **MODEL, "model/tokenizer.json": "{}"},
+        ["model: got", "model'", "tokenizer loads"],
+    ),
     "resume of nothing": (["--resume", "none"], {}, ["resume", "'none'", "run"]),
     "resume of what is no run": (
         ["--resume", "taken"],
@@ -106,9 +169,7 @@ CASES = {
 
 @pytest.mark.parametrize("arguments, files, says", CASES.values(), ids=CASES)
 def test_bad_input(run, tmp_path, arguments, files, says):
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content, encoding="utf-8")
+    write(tmp_path, files)
     given = arguments if {"--run-dir", "--resume"} & set(arguments) else ["--run-dir", "run", *arguments]
     before = sorted(tmp_path.rglob("*"))
     ended = run("train", *given)
@@ -144,15 +205,125 @@ def test_bad_input_of_other_commands(run, arguments, says):
 
 
 def test_input_that_is_good_gets_as_far_as_the_cluster(run, tmp_path):
-    (tmp_path / "p.jsonl").write_text(lines(*TWO), encoding="utf-8")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}", encoding="utf-8")
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
     ended = run("train", "--run-dir", "run", "--problems", "p.jsonl", "--model", "model")
     if "memory: got" in ended.stderr or "disk" in ended.stderr:
         pytest.skip(ended.stderr)
     assert "a run was started" in ended.stderr
     assert "1 to train on, 1 held out" in ended.stdout
+
+
+def one_line(error, *says):
+    assert error.startswith("o1coder: ")
+    assert error.count("\n") == 1, error
+    for part in says:
+        assert part in error
+
+
+def test_too_little_memory(inside, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3e9))
+    before = sorted(tmp_path.rglob("*"))
+    code, error = inside("--problems", "p.jsonl", "--model", "model")
+    assert code == 2
+    one_line(error, "memory: got '3.0 GB free'", "7 GB of free memory")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+async def no_cell(*_):
+    raise CellError("the kernel\nrefuses")
+
+
+def test_no_isolation(inside, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO)})
+    monkeypatch.setattr(Cell, "start", no_cell)
+    code, error = inside("--problems", "p.jsonl")
+    assert code == 2
+    one_line(error, "sandbox.min_level: got 1", "seccomp", "no isolation", "the kernel refuses")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sandbox_that_fails_is_told_in_one_line(inside, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO)})
+    monkeypatch.setattr(preflight.LocalPool, "_tried", lambda pool, level: Cell.start(pool._options.at_level(level)))
+    monkeypatch.setattr(Cell, "run", no_cell)
+    code, error = inside("--problems", "p.jsonl")
+    assert code == 1
+    one_line(error, "the sandbox failed, not the problem", "the kernel refuses")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written(inside, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO), "cache": ""})
+    monkeypatch.setenv("O1CODER_CACHE", str(tmp_path / "cache"))
+    code, error = inside("--problems", "p.jsonl")
+    assert code == 2
+    one_line(error, f"O1CODER_CACHE: got '{tmp_path}/cache/models'", "O1CODER_CACHE=DIR")
+    assert not (tmp_path / "run").exists()
+
+
+# --- Ctrl-C and SIGTERM before the run ---
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("place", ["load_problems", "check_references", "convert", "create"])
+def test_a_signal_before_the_run(inside, tmp_path, monkeypatch, place, number):
+    def told(*given):
+        if place == "convert":
+            (given[1] / "config.json").write_text("{}", encoding="utf-8")
+        os.kill(os.getpid(), number)
+
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    monkeypatch.setenv("O1CODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
+    build = RunDir._build
+    match place:
+        case "convert":
+            monkeypatch.setattr(models, "_convert", told)
+        case "create":
+            monkeypatch.setattr(RunDir, "_build", lambda run, command: (build(run, command), told()))
+        case _:
+            monkeypatch.setattr(preflight, place, told)
+    handlers = [signal.getsignal(n) for n in STOP_SIGNALS]
+    code, error = inside("--problems", "p.jsonl", *(["--model", "model"] if place != "convert" else []))
+    assert (code, error) == (130, "o1coder: interrupted\n")
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == handlers
+    assert not list(tmp_path.glob("cache/models/.*"))
+    assert not list(tmp_path.glob("cache/models/*"))
+    if place == "create":  # whole or absent
+        assert {"run.json", "config.yaml"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    else:
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_references_run(no_ray, tmp_path, number):
+    slow = {**GOOD, "references": ["import time\ntime.sleep(4)\n" + GOOD["references"][0]]}
+    write(tmp_path, {"p.jsonl": lines(*[{**slow, "id": f"mine/{n}"} for n in range(20)])})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", "train", "--run-dir", "run", "--problems", "p.jsonl"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{no_ray}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while "checks: started" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        patience = time.monotonic() + 30
+        while not (cells := psutil.Process(process.pid).children(recursive=True)) and time.monotonic() < patience:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, error) == (130, "o1coder: interrupted\n")
+    assert cells
+    assert not psutil.wait_procs(cells, timeout=5)[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def options(*arguments):

@@ -1,14 +1,25 @@
 """What must be true before anything expensive starts."""
 
+import asyncio
+import io
 import json
+import os
+import re
+import signal
+import threading
 from types import SimpleNamespace
 
+import psutil
 import pytest
+from rich.console import Console
 
-from cluster import preflight
+from cluster import memory, preflight
 from cluster.config import load
-from cluster.preflight import check_references, load_problems, require_memory
-from reasoning.errors import InputError
+from cluster.preflight import check_references, load_problems, require_memory, require_room
+from cluster.stop import Interrupted, interruptible
+from reasoning.errors import InputError, MachineError
+from sandbox import LocalPool
+from sandbox.cell import Cell, CellError
 
 GOOD = {
     "id": "mine/double",
@@ -80,6 +91,13 @@ def test_one_problem_cannot_be_split(problem_file):
         load_problems(config(problem_file(row("a"))), nothing_bad)
 
 
+def test_problems_of_the_test_split_alone_are_refused(problem_file):
+    held = row("c", split="heldout")
+    with pytest.raises(InputError, match=r"ids: got 'b,c'.*outside the held-out split"):
+        file = problem_file(row("a"), row("b", split="heldout"), held)
+        load_problems(config(file, "ids=[b, c]"), nothing_bad)
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch):
     import datasets
 
@@ -138,20 +156,91 @@ def test_a_reference_that_fails_is_named_with_its_problem(problem_file, referenc
     assert "\n" not in str(error)
 
 
+async def never(*_):
+    await asyncio.sleep(60)
+
+
+def test_long_checks_are_not_silent(problem_file, monkeypatch):
+    judge, beaten = LocalPool.judge, threading.Event()
+
+    class Out(io.StringIO):
+        def write(self, text):
+            if "1/2 references" in text:
+                beaten.set()
+            return super().write(text)
+
+    async def slow(pool, submission):
+        if "other" in submission.source:
+            assert await asyncio.to_thread(beaten.wait, 20), "no heartbeat"
+        return await judge(pool, submission)
+
+    monkeypatch.setattr(LocalPool, "judge", slow)
+    made = config(problem_file(row("a"), row("b", references=[GOOD["references"][0] + "# other\n"])))
+    out = Out()
+    check_references(load_problems(made, nothing_bad), made, Console(file=out), heartbeat_s=0.05)
+    assert re.search(r"checks: 1/2 references", out.getvalue())
+    assert re.search(r"checks: done in .*2/2 references", out.getvalue())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_breaks_the_checks_off_and_leaves_no_process(problem_file, monkeypatch, number):
+    async def judge(*_):
+        os.kill(os.getpid(), number)
+        await never()
+
+    monkeypatch.setattr(LocalPool, "judge", judge)
+    made = config(problem_file(row("a"), row("b")))
+    before = set(psutil.Process().children())
+    with interruptible(), pytest.raises(Interrupted):
+        check_references(load_problems(made, nothing_bad), made)
+    assert set(psutil.Process().children()) <= before
+    assert not [t for t in threading.enumerate() if t.name == "reference-checks"]
+
+
+def test_a_sandbox_that_fails_is_not_the_problems_fault(problem_file, monkeypatch, capfd):
+    async def lose(cell, spec):
+        raise CellError("the zygote is gone")
+
+    monkeypatch.setattr(preflight.LocalPool, "_tried", lambda pool, level: Cell.start(pool._options.at_level(level)))
+    monkeypatch.setattr(Cell, "run", lose)
+    with pytest.raises(MachineError, match=r"the sandbox failed, not the problem: test 1 of mine/.*zygote is gone"):
+        checked(problem_file, row("b"))
+    assert capfd.readouterr().err == ""
+
+
 def test_too_little_memory(monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     free = SimpleNamespace(available=3e9)
-    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
     with pytest.raises(InputError, match=r"memory: got '3.0 GB free'.*7 GB of free memory"):
         require_memory(tmp_path)
     free.available = 7.1e9
     require_memory(tmp_path)
 
 
+def test_a_control_group_may_leave_less_than_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
+    monkeypatch.setattr(memory, "cgroup_free", lambda *_: 3_000_000_000)
+    with pytest.raises(InputError, match=r"3.0 GB free.*control group"):
+        require_memory(tmp_path)
+
+
 def test_a_large_model_needs_more_memory(monkeypatch, tmp_path):
     weights = tmp_path / "model.safetensors"
     with open(weights, "wb") as file:
         file.truncate(2_000_000_000)  # sparse
-    monkeypatch.setattr(preflight.psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
     with pytest.raises(InputError, match=r"20.0 GB free.*use a machine with 24 GB of free memory"):
         require_memory(tmp_path)
+
+
+def test_a_question_that_leaves_the_engine_no_room_is_named(problem_file):
+    made = config(problem_file(row("short"), row("long", question="word " * 3000), row("other")))
+    problems = load_problems(made, nothing_bad)
+    words = lambda messages: [0] * sum(len(m["content"].split()) for m in messages)  # noqa: E731
+    with pytest.raises(InputError) as error:
+        require_room(problems, words, made)
+    assert "mine/long" in str(error.value)
+    needed = int(re.search(r"engine.max_model_len=(\d+)", str(error.value))[1])
+    enough = config(problem_file(row("short"), row("long", question="word " * 3000)), f"engine.max_model_len={needed}")
+    require_room(problems, words, enough)

@@ -6,8 +6,7 @@ import signal
 
 import pytest
 
-from cluster.stop import Interrupted, Stop
-from cluster.train import interruptible
+from cluster.stop import Interrupted, Stop, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -32,3 +31,14 @@ def test_a_swallowed_interruption_comes_back_at_the_next_check():
 
 def test_nothing_happens_without_a_signal():
     Stop().check()
+
+
+def test_a_signal_waits_for_what_must_not_be_cut_in_two():
+    done = []
+    with interruptible() as stop:
+        with pytest.raises(Interrupted):
+            with stop.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("whole")
+            done.append("went on")
+    assert done == ["whole"]

@@ -142,6 +142,15 @@ def test_a_bad_row_ends_the_reading_with_its_number(tmp_path):
         load_jsonl(file)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_told_from_jsonl(tmp_path, indent):
+    file = tmp_path / "problems.json"
+    file.write_text(json.dumps([ours(id="a"), ours(id="b")], indent=indent), encoding="utf-8")
+    for on_bad in (None, lambda *bad: None):
+        with pytest.raises(InputError, match=r"problems.json': it holds one JSON array; use a JSONL file"):
+            load_jsonl(file, on_bad=on_bad)
+
+
 def test_bad_rows_can_be_left_out_and_are_named(tmp_path):
     seen = []
     file = write(tmp_path, ours(id="a", bogus=1), OURS, mbpp("assert 1"))
@@ -388,3 +397,10 @@ def test_a_given_split_stands():
 def test_one_problem_is_too_few():
     with pytest.raises(InputError, match="at least two problems"):
         with_held_out(many(1))
+
+
+@pytest.mark.parametrize("ids, says", [((), "problems: got '3 problems'"), (("p0", "p1"), "ids: got 'p0,p1'")])
+def test_held_out_problems_are_never_trained_on(ids, says):
+    with pytest.raises(InputError, match="use at least one problem outside the held-out split") as caught:
+        with_held_out(many(3, split="heldout"), ids)
+    assert says in str(caught.value)

@@ -1,0 +1,51 @@
+"""The cluster that a run starts: its actors run our code, whatever lies in the user's working directory."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVER = """
+import os, sys
+from cluster.workers import prepare_environment, start_ray
+
+prepare_environment()
+start_ray("test")
+import ray
+
+@ray.remote(num_cpus=0)
+def where():
+    import cluster
+    import reasoning
+    return cluster.__file__, reasoning.__file__
+
+print(*ray.get(where.remote(), timeout=60), os.getcwd(), sep="\\n")
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_actors_run_our_code_and_not_that_of_the_working_directory(tmp_path):
+    for name in ("cluster", "reasoning"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('theirs')", encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as short:  # sockets live in it
+        ended = subprocess.run(
+            [sys.executable, "-P", "-c", DRIVER],
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": str(ROOT), "TMPDIR": short},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        str(ROOT / "cluster" / "__init__.py"),
+        str(ROOT / "reasoning" / "__init__.py"),
+        str(tmp_path),
+    ]
