@@ -59,7 +59,7 @@ class SandboxConfig(_Section):
 class TcgConfig(_Section):
     """Test case generator: training, generation, quality bar (method section 2)."""
 
-    sft_completions: int = Field(default=1, ge=0, le=64, description="completions per training problem; 0 skips SFT")
+    sft_completions: int = Field(default=1, ge=0, le=64, description="completions per problem; 0: no generator")
     sft_epochs: int = Field(default=1, ge=1, le=100)
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
     beta: float = Field(default=0.1, gt=0, le=10)
@@ -69,7 +69,9 @@ class TcgConfig(_Section):
     prompts: int = Field(default=1, ge=1, le=64, description="prompts per problem; each asks for three cases")
     max_tokens: int = Field(default=160, ge=16, le=4096)
     temperature: float = Field(default=0.8, gt=0, le=2)
-    measure_problems: int = Field(default=16, ge=1, description="problems on which the SFT-only generator is measured")
+    measure_problems: int = Field(
+        default=16, ge=1, description="problems kept from its training to measure it on, a third at most"
+    )
     suite_size: int = Field(default=8, ge=2, le=256, description="tests that decide a reward")
     mutants: int = Field(default=8, ge=0, le=1000, description="faulty programs per problem, to measure suites with")
     kill_bar: float = Field(default=0.5, ge=0, le=1, description="suites that reject a smaller share are refused")

@@ -73,8 +73,9 @@ class RunContext:
 
     @property
     def shots(self) -> int:
-        """Demonstrations in the prompt: those of the config until the policy has been fine-tuned, none after."""
-        return 0 if self.state.get("policy") else self.config.search.shots
+        """Demonstrations in the prompt: those of the config until SFT has taught the policy the step format, none
+        after."""
+        return int(self.state.get("shots", self.config.search.shots))
 
     def prompts(self, shots: int) -> PolicyPrompts:
         if shots not in self._prompts:

@@ -29,8 +29,8 @@ ROUND: tuple[tuple[str, Stage], ...] = (
 )
 ESTIMATES = {"eval before": 70, "tcg": 220, "search": 180, "policy_sft": 150, "prm": 110, "policy_rl": 200}
 ESTIMATES |= {"new_data": 90, "eval after": 70, "start": 60}
-MODELS = ("policy", "prm", "tcg_sft")
-"""Keys of the state that name the checkpoints in use."""
+MODELS = ("policy", "shots", "prm", "tcg_sft")
+"""Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 96
 
@@ -75,7 +75,11 @@ class Coordinator:
             self.done[key] = {"seconds": round(time.monotonic() - started, 1), **result}
         except BaseException:
             # The stage will run again from where it began: not from a model that it had already trained.
-            self.run.state.update(models)
+            for name, value in models.items():
+                if value is None:
+                    self.run.state.pop(name, None)
+                else:
+                    self.run.state[name] = value
             raise
         seconds = self.done[key]["seconds"]
         note = str(result.get("note") or result.get("skipped") or "")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from actors.engine import EngineError
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.estimators import bootstrap, pass_at_k
@@ -19,6 +20,8 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
     """Pass@1 (unbiased, with a bootstrap interval over problems) and greedy pass rate on the held-out problems.
 
     Every given test of a held-out problem counts. Chains lost to infrastructure are left out and counted.
+
+    Raises EngineError where none is left.
     """
     c = run.config.eval
     problems = run.held_out[: c.problems]
@@ -58,6 +61,8 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
     tick = run.live(dict)
     flow.stream(map(call, jobs), in_flight, CALL_DEADLINE_S, f"evaluation {name}", on_result, tick)
     rates = {p.id: _rate(sampled[p.id]) for p in problems if sampled[p.id]}
+    if not rates:
+        raise EngineError(f"evaluation {name}: all {lost} chains were lost; the logs of the run say why")
     interval = bootstrap(list(rates.values()), run.config.seed)
     run.store.write_paths(f"eval-{name}", [p for paths in sampled.values() for p in paths] + list(greedy.values()))
     greedy_rate = mean([float(p.solved) for p in greedy.values()]) if greedy else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from learners.learner import LearnerSpec
 from reasoning.advantages import group_relative
 from reasoning.budgets import within_tokens
 from reasoning.estimators import auc, calibration_error
-from reasoning.labels import held_out, label_counts, solved_paths, step_labels
+from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
 from reasoning.records import Path, StepLabel, Trajectory, mean
 from reasoning.steps import StepCodec, completion
 
@@ -54,6 +55,7 @@ def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
     run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
     history = run.fit("sft", kept, run.fit_settings(c.batch_size, c.epochs), round_)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}-sft")
+    run.state["shots"] = 0  # it has learnt the step format
     run.publish_learner(round_)
     run.tell_prompts()
     loss = history[-1]["sft/loss"]
@@ -93,19 +95,16 @@ def _demonstration_examples(run: RunContext, count: int) -> list[Example]:
 def prm(run: RunContext, round_: int) -> dict[str, Any]:
     """Fit the process reward model on soft step values; measure it on problems that it has not seen."""
     c = run.config.prm
-    labels = step_labels(search_paths(run))
-    measure = [x for x in labels if held_out(x.problem_id, c.held_out)]
-    train = [x for x in labels if not held_out(x.problem_id, c.held_out)]
-    chosen, too_long = within_tokens(
-        train, _length, _problem, c.token_budget, run.config.learner.max_tokens, run.config.seed
-    )
-    measured, _ = within_tokens(
-        measure, _length, _problem, c.token_budget // 2, run.config.learner.max_tokens, run.config.seed
-    )
+    paths = search_paths(run)
+    train, too_long = _choose_paths(run, [p for p in paths if not held_out(p.problem_id, c.held_out)], c.token_budget)
+    measure, _ = _choose_paths(run, [p for p in paths if held_out(p.problem_id, c.held_out)], c.token_budget // 2)
+    # After choosing: a step that several paths share is labelled in the first that is there.
+    chosen, measured = step_labels(train), step_labels(measure)
     if not chosen:
         return {"skipped": "no labelled step"}
     # From the policy, which knows the step format; the head is new.
-    run.workers.learner.load(spec(run, run.policy, "value", c.learning_rate), run.config.seed)
+    new = dataclasses.replace(spec(run, run.policy, "value", c.learning_rate), prior=mean_target(chosen))
+    run.workers.learner.load(new, run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("prm", chosen, settings, round_)
     quality = _measure(run, measured)
@@ -115,6 +114,16 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     shown = f"AUC {quality['auc']:.3f}" if quality["auc"] is not None else "AUC unknown (one class only)"
     note = f"{len(chosen)} paths, loss {history[-1]['prm/loss']:.3f}, {shown} on {len(measured)} unseen paths"
     return {"labels": len(chosen), "too_long": too_long, **quality, "note": note}
+
+
+def _choose_paths(run: RunContext, paths: list[Path], budget: int) -> tuple[list[Path], int]:
+    """Paths within the token budget, solved and unsolved ones of a problem in turn: few are solved, and those teach."""
+    longest = run.config.learner.max_tokens
+    return within_tokens(paths, _path_length, _problem, budget, longest, run.config.seed, kind=lambda p: p.solved)
+
+
+def _path_length(path: Path) -> int:
+    return len(path.prompt_ids) + sum(len(s.header_ids) + len(s.token_ids) for s in path.steps)
 
 
 def _measure(run: RunContext, labels: list[StepLabel]) -> dict[str, float | None]:
@@ -136,11 +145,11 @@ def _measure(run: RunContext, labels: list[StepLabel]) -> dict[str, float | None
     }
 
 
-def _length(item: StepLabel | Trajectory) -> int:
+def _length(item: Trajectory) -> int:
     return len(item.token_ids)
 
 
-def _problem(item: StepLabel | Trajectory) -> str:
+def _problem(item: Path | Trajectory) -> str:
     return item.problem_id
 
 
@@ -189,7 +198,8 @@ def _sample_groups(run: RunContext, round_: int) -> list[Path]:
     rates = _pass_rates(run)
     problems.sort(key=lambda p: (not 0 < rates.get(p.id, 0.0) < 1, p.id))
     jobs = [(p, i) for p in problems[: c.problems] for i in range(c.group)]
-    settings = run.config.search.settings()
+    # The learner's probabilities are over the whole vocabulary; so must be the ones that the ratio divides by.
+    settings = run.config.search.settings().model_copy(update={"top_p": 1.0})
     engines = itertools.cycle(run.workers.rollouts)
     paths: list[Path] = []
     lost = 0

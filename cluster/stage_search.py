@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
 from actors.rollout import TreeResult
+from actors.sandbox_pool import SandboxPool
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
 from reasoning.records import Path, Problem, Suite
 from reasoning.search import SearchSettings
-from sandbox import Submission, Verdict
+from sandbox import Submission, SuiteResult, Verdict
 
 TREE_MARGIN_S = 300.0
 
@@ -136,15 +136,24 @@ def _holdout_gap(
     if not programs:
         return None
     limits = run.config.sandbox.limits()
-    workers = itertools.cycle(run.workers.sandboxes)
-    calls = []
-    for problem_id, program in sorted(programs, key=str):
-        cases = [t.case for t in suites[problem_id].holdout]
-        entry_point = problems[problem_id].entry_point
-        submission = Submission(
-            source=program, entry_point=entry_point, cases=cases, limits=limits, stop="first_failure"
+    pool = SandboxPool(run.workers.sandboxes)
+
+    async def judge_all() -> list[SuiteResult]:
+        return await asyncio.gather(
+            *[
+                pool.judge(
+                    Submission(
+                        source=program,
+                        entry_point=problems[problem_id].entry_point,
+                        cases=[t.case for t in suites[problem_id].holdout],
+                        limits=limits,
+                        stop="first_failure",
+                    )
+                )
+                for problem_id, program in sorted(programs, key=str)
+            ]
         )
-        calls.append(next(workers).judge.remote(submission))
-    verdicts = [r.verdict for r in ray.get(calls, timeout=600)]
+
+    verdicts = [r.verdict for r in asyncio.run(judge_all())]
     known = [v for v in verdicts if v is not Verdict.SANDBOX_ERROR]
     return sum(v is not Verdict.ACCEPTED for v in known) / len(known) if known else None

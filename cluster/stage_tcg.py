@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from actors.engine import Draw
 from actors.sandbox_pool import SandboxPool
+from cluster import flow
 from cluster.context import RunContext
 from cluster.stage_learn import spec
 from learners.batches import Example, PreferenceExample
 from reasoning.mutants import mutants
-from reasoning.records import Origin, Problem, ProblemTest, Suite, mean
+from reasoning.records import GeneratedText, Origin, Problem, ProblemTest, Suite, mean
 from reasoning.suites import assemble, judge_quality, tests_by_origin
 from reasoning.test_cases import (
     OPENING,
@@ -29,13 +29,14 @@ from reasoning.test_cases import (
 )
 from sandbox import CallCase, RunOutput, StdioCase, Submission, Verdict
 
-GENERATION_DEADLINE_S = 1800.0
+CALL_DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
     """What the generator wrote for one problem. `tests`: inputs on which all references ran and agreed, with their
-    outputs; `right`: cases whose model-written output is the reference's; `cases`: all that could be read."""
+    outputs; `right`: cases whose model-written output is the reference's; `cases`: all that could be read and run
+    (those that the sandbox itself failed on are in neither)."""
 
     tests: list[ProblemTest]
     cases: int
@@ -43,24 +44,28 @@ class Generated:
 
 
 def tcg(run: RunContext, round_: int) -> dict[str, Any]:
-    """Train the generator, generate, execute references for the outputs, and decide which suites may score rewards."""
+    """Train the generator, generate, execute references for the outputs, and decide which suites may score rewards.
+
+    Its accuracy is that on problems which it was not trained on.
+    """
     c = run.config.tcg
     problems = run.train_of(round_)
+    kept_out = min(c.measure_problems, len(problems) // 3)
+    unseen, taught = problems[:kept_out], problems[kept_out:]
     rng = random.Random(run.config.seed)
-    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None}
+    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None, "measured_on": len(unseen)}
     base_scores = run.sync.current_scores() if run.sync is not None else []
-    trained = _train_sft(run, round_, problems, rng)
     generated: dict[str, Generated] = {}
-    if trained:
+    if _train_sft(run, round_, taught, rng):
         run.publish_learner(round_)
-        if c.dpo_pairs:
-            measured = _generate(run, problems[: c.measure_problems], seed=1)
-            result["accuracy_sft"] = _accuracy(measured)
-            _train_dpo(run, round_, problems, rng)
+        pairs = _dpo_pairs(run, taught, rng)
+        if pairs:
+            result["accuracy_sft"] = _accuracy(_generate(run, unseen, f"round-{round_}-sft", round_, seed=1), unseen)
+            _train_dpo(run, round_, pairs)
             run.publish_learner(round_)
         run.checkpoint(f"tcg-round-{round_}")
-        generated = _generate(run, problems, seed=2)
-        result["accuracy_dpo" if c.dpo_pairs else "accuracy_sft"] = _accuracy(generated)
+        generated = _generate(run, problems, f"round-{round_}", round_, seed=2)
+        result["accuracy_dpo" if pairs else "accuracy_sft"] = _accuracy(generated, unseen)
         run.workers.learner.release()
         # The engine goes back to the policy's weights; what it said under them before is the proof.
         run.publish(run.policy, base_scores, round_)
@@ -89,7 +94,7 @@ def _report(
         if value is not None:
             metrics[name] = value
     run.log(metrics, round_)
-    shown = "none generated" if accuracy is None else f"output accuracy {100 * accuracy:.0f} %"
+    shown = "output accuracy unknown" if accuracy is None else f"output accuracy {100 * accuracy:.0f} %"
     result.update(
         origins=origins,
         refused=[{"problem": s.problem_id, "reason": s.reason} for s in refused],
@@ -128,7 +133,7 @@ def _train_sft(run: RunContext, round_: int, problems: Sequence[Problem], rng: r
     return True
 
 
-def _train_dpo(run: RunContext, round_: int, problems: Sequence[Problem], rng: random.Random) -> None:
+def _dpo_pairs(run: RunContext, problems: Sequence[Problem], rng: random.Random) -> list[PreferenceExample]:
     c = run.config.tcg
     per_problem = -(-c.dpo_pairs // max(1, len(problems)))
     pairs: list[PreferenceExample] = []
@@ -138,37 +143,48 @@ def _train_dpo(run: RunContext, round_: int, problems: Sequence[Problem], rng: r
             chosen, rejected = (_example(run, problem, prompt, text) for text in (pair.chosen, pair.rejected))
             if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
                 pairs.append(PreferenceExample(chosen, rejected))
-    pairs = pairs[: c.dpo_pairs]
-    if pairs:
-        model = run.dir.path / run.state["tcg_sft"]
-        run.workers.learner.load(spec(run, model, "policy", c.dpo_learning_rate), run.config.seed)
-        run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, beta=c.beta)
+    return pairs[: c.dpo_pairs]
+
+
+def _train_dpo(run: RunContext, round_: int, pairs: list[PreferenceExample]) -> None:
+    c = run.config.tcg
+    model = run.dir.path / run.state["tcg_sft"]
+    run.workers.learner.load(spec(run, model, "policy", c.dpo_learning_rate), run.config.seed)
+    run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, beta=c.beta)
 
 
 # --- generation ---
 
 
-def _generate(run: RunContext, problems: Sequence[Problem], seed: int) -> dict[str, Generated]:
-    """Texts by the generator, outputs by executing every reference."""
+def _generate(run: RunContext, problems: Sequence[Problem], shard: str, round_: int, seed: int) -> dict[str, Generated]:
+    """Texts by the generator, kept in `data/generated`; outputs by executing every reference."""
     c = run.config.tcg
-    prompts = [_prompt(run, p) for p in problems for _ in range(c.prompts)]
     draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
-    workers = run.workers.rollouts
-    shares = [list(range(i, len(prompts), len(workers))) for i in range(len(workers))]
-    calls = [
-        w.draw_texts.remote([prompts[i] for i in share], draw, run.config.seed + 1000 * seed)
-        for w, share in zip(workers, shares, strict=True)
-    ]
-    texts: dict[int, str] = {}
-    for share, drawn in zip(shares, ray.get(calls, timeout=GENERATION_DEADLINE_S), strict=True):
-        texts.update(zip(share, drawn, strict=True))
-    by_problem: dict[str, list[ParsedCase]] = {}
-    for i, problem in enumerate(p for p in problems for _ in range(c.prompts)):
-        known = {case.key: case for case in by_problem.get(problem.id, [])}
-        for case in parse_cases(OPENING + texts[i], problem):
-            known.setdefault(case.key, case)
-        by_problem[problem.id] = list(known.values())
-    return asyncio.run(_execute_all(run, problems, by_problem))
+    workers = itertools.cycle(run.workers.rollouts)
+    texts: dict[str, list[str | None]] = {}
+
+    def call(index: int) -> Callable[[], Any]:
+        problem = problems[index]
+        prompts = [_prompt(run, problem)] * c.prompts
+        first = run.config.seed + 1000 * seed + c.prompts * index
+        return lambda: next(workers).draw_texts.remote(problem.id, prompts, draw, first)
+
+    def on_result(result: tuple[str, list[str | None]]) -> None:
+        texts[result[0]] = result[1]
+        run.display.update(done=len(texts), total=len(problems))
+
+    in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
+    calls = map(call, range(len(problems)))
+    flow.stream(calls, in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
+    written = [GeneratedText(problem_id=p.id, text=text) for p in problems for text in texts[p.id]]
+    run.store.write_records("generated", shard, written)
+    run.log({"tcg/lost_texts": sum(w.text is None for w in written)}, round_)
+    by_problem: dict[str, dict[str, ParsedCase]] = {p.id: {} for p in problems}
+    for problem in problems:
+        for text in texts[problem.id]:
+            for case in parse_cases(OPENING + (text or ""), problem):
+                by_problem[problem.id].setdefault(case.key, case)
+    return asyncio.run(_execute_all(run, problems, {name: list(cases.values()) for name, cases in by_problem.items()}))
 
 
 async def _execute_all(
@@ -191,8 +207,11 @@ async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: 
             inputs = [(list(case.args or ()), {}) for case in cases]
             outputs.append(await pool.run_calls(reference, problem.entry_point, inputs, limits))
     tests: list[ProblemTest] = []
-    right = 0
+    right = known = 0
     for case, results in zip(cases, zip(*outputs, strict=True), strict=True):
+        if any(r.verdict is Verdict.SANDBOX_ERROR for r in results):
+            continue
+        known += 1
         if not all(r.ok for r in results):
             continue
         values = [r.stdout if problem.entry_point is None else r.value for r in results]
@@ -200,7 +219,7 @@ async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: 
         if all(_accepts(test, value) for value in values[1:]):
             tests.append(test)
             right += case.output_ok and _accepts(test, case.output)
-    return Generated(tests, len(cases), right)
+    return Generated(tests, known, right)
 
 
 def _accepts(test: ProblemTest, value: Any) -> bool:
@@ -210,10 +229,12 @@ def _accepts(test: ProblemTest, value: Any) -> bool:
     return case.comparator.accepts(value, case.expected)
 
 
-def _accuracy(generated: dict[str, Generated]) -> float | None:
-    """Share of generated test cases on which the references agree with the output that the model wrote."""
-    cases = sum(g.cases for g in generated.values())
-    return sum(g.right for g in generated.values()) / cases if cases else None
+def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> float | None:
+    """Share of the test cases generated for `problems` on which the references agree with the output that the model
+    wrote; None where it wrote none."""
+    mine = [generated[p.id] for p in problems]
+    cases = sum(g.cases for g in mine)
+    return sum(g.right for g in mine) / cases if cases else None
 
 
 # --- suites ---

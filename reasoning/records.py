@@ -188,6 +188,13 @@ class Trajectory(Record):
     weight_versions: tuple[int, ...] = ()
 
 
+class GeneratedText(Record):
+    """What the test case generator wrote after one prompt; None where the engine failed."""
+
+    problem_id: str
+    text: str | None
+
+
 class TextPair(Record):
     """A preference pair of completions of one prompt (DPO)."""
 
