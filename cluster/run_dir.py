@@ -342,8 +342,13 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     _sync(target.parent)
 
 
+def expand(path: str | Path) -> Path:
+    """The path with `~` and `~name` replaced, as it is where there is no such home (Path's own raises there)."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def _absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+    return expand(path).resolve()
 
 
 def require_free(path: Path) -> None:

@@ -19,7 +19,7 @@ from cluster import models, preflight
 from cluster.config import RunConfig
 from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
-from cluster.run_dir import RunDir, default_path, require_free
+from cluster.run_dir import RunDir, default_path, expand, require_free
 from cluster.stop import EXIT_INTERRUPTED, Stop, no_signals
 from cluster.tracker import resolve_mode
 from cluster.workers import Workers, prepare_environment, start_ray
@@ -125,11 +125,7 @@ def _config(request: TrainRequest) -> RunConfig:
 def _absolute(config: RunConfig) -> RunConfig:
     """Paths as they are from anywhere: a run may be resumed from another directory."""
     names = {"problems": {"bundled", "mbpp"}, "model": set(models.ALIASES)}
-    paths = {
-        field: Path(getattr(config, field)).expanduser()
-        for field in names
-        if getattr(config, field) not in names[field]
-    }
+    paths = {field: expand(getattr(config, field)) for field in names if getattr(config, field) not in names[field]}
     # os.path: a name may be too long for a path, which is no error here.
     found = {field: path for field, path in paths.items() if os.path.exists(path)}  # noqa: PTH110
     return config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from learners import training
 from learners.learner import Learner, LearnerSpec
 
 START_DEADLINE_S = 300.0
+log = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0, max_concurrency=2, max_restarts=0)
@@ -158,8 +159,10 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the ranks, politely first."""
-        with contextlib.suppress(Exception):  # a rank that cannot say goodbye is ended all the same
+        try:
             self._all("close", deadline=15)
+        except Exception:  # a rank that cannot say goodbye is ended all the same
+            log.warning("a learner rank did not close", exc_info=True)
         for rank in self.ranks:
             ray.kill(rank, no_restart=True)
 

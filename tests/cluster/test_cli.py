@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from made_records import PROBLEM_ROW
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -20,15 +21,8 @@ from cluster.stop import STOP_SIGNALS
 from sandbox.cell import Cell, CellError
 
 ROOT = Path(__file__).resolve().parents[2]
-GOOD = {
-    "id": "mine/double",
-    "question": "Double it.",
-    "entry_point": "double",
-    "references": ["def double(n):\n    return 2 * n\n"],
-    "tests": [{"case": {"kind": "call", "args": [2], "expected": 4}, "shown": True}],
-}
-WRONG = {**GOOD, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
-TWO = [GOOD, {**GOOD, "id": "mine/other"}]
+WRONG = {**PROBLEM_ROW, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
+TWO = [PROBLEM_ROW, {**PROBLEM_ROW, "id": "mine/other"}]
 TOKENIZER = Tokenizer(WordLevel({"?": 0, "def": 1}, unk_token="?"))
 MODEL = {
     "model/config.json": '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}',
@@ -113,17 +107,24 @@ CASES = {
         {"p.jsonl": lines(*TWO), **MODEL, "model/config.json": '{"architectures": ["BertModel"]}'},
         ["model", "ForCausalLM", "found BertModel"],
     ),
+    "model of nobody": (
+        ["--model", "~nobody-here/model", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*TWO)},
+        ["model", "~nobody-here/model", "no such path"],
+    ),
+    "problems of nobody": (["--problems", "~nobody-here/p.jsonl"], {}, ["problems", "~nobody-here", "existing"]),
+    "run of nobody": (["--resume", "~nobody-here/run"], {}, ["resume", "~nobody-here/run", "run"]),
     "empty model": (["--model", ""], {}, ["model", "''", "text"]),
     "missing file": (["--problems", "none.jsonl"], {}, ["problems", "none.jsonl", "an existing JSONL file"]),
     "missing file with a number sign": (["--problems", "my #1.jsonl"], {}, ["problems", "my #1.jsonl", "existing"]),
     "bad row": (
         ["--problems", "p.jsonl"],
-        {"p.jsonl": lines(GOOD, {**GOOD, "id": "mine/bad", "tests": []})},
+        {"p.jsonl": lines(PROBLEM_ROW, {**PROBLEM_ROW, "id": "mine/bad", "tests": []})},
         ["problems", "p.jsonl row 2", "mine/bad", "field tests", "docs/data.md"],
     ),
     "row that is no JSON": (
         ["--problems", "p.jsonl"],
-        {"p.jsonl": lines(GOOD, "{")},
+        {"p.jsonl": lines(PROBLEM_ROW, "{")},
         ["p.jsonl row 2", "one JSON object"],
     ),
     "a JSON array": (
@@ -138,12 +139,12 @@ CASES = {
     ),
     "row with a line break in its id": (
         ["--problems", "p.jsonl"],
-        {"p.jsonl": lines({**GOOD, "id": "a\nb", "tests": []})},
+        {"p.jsonl": lines({**PROBLEM_ROW, "id": "a\nb", "tests": []})},
         ["p.jsonl row 1", "a b", "field tests"],
     ),
     "reference that fails": (
         ["--problems", "p.jsonl"],
-        {"p.jsonl": lines(GOOD, WRONG)},
+        {"p.jsonl": lines(PROBLEM_ROW, WRONG)},
         ["problems", "'mine/wrong'", "wrong_answer on test 1", "references pass"],
     ),
     "unknown id": (["--ids", "sum_of_evens", "nope"], {}, ["ids", "'nope'", "bundled"]),
@@ -298,7 +299,7 @@ def test_a_signal_before_the_run(inside, tmp_path, monkeypatch, place, number):
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_while_references_run(no_ray, tmp_path, number):
-    slow = {**GOOD, "references": ["import time\ntime.sleep(4)\n" + GOOD["references"][0]]}
+    slow = {**PROBLEM_ROW, "references": ["import time\ntime.sleep(4)\n" + PROBLEM_ROW["references"][0]]}
     write(tmp_path, {"p.jsonl": lines(*[{**slow, "id": f"mine/{n}"} for n in range(20)])})
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "train", "--run-dir", "run", "--problems", "p.jsonl"],

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from made_records import PROBLEM_ROW
 from rich.console import Console
 
 from cluster import memory, preflight
@@ -21,17 +22,9 @@ from reasoning.errors import InputError, MachineError
 from sandbox import LocalPool
 from sandbox.cell import Cell, CellError
 
-GOOD = {
-    "id": "mine/double",
-    "question": "Double it.",
-    "entry_point": "double",
-    "references": ["def double(n):\n    return 2 * n\n"],
-    "tests": [{"case": {"kind": "call", "args": [2], "expected": 4}, "shown": True}],
-}
-
 
 def row(name, **changes):
-    return {**GOOD, "id": f"mine/{name}", **changes}
+    return {**PROBLEM_ROW, "id": f"mine/{name}", **changes}
 
 
 @pytest.fixture
@@ -146,7 +139,7 @@ def test_references_that_pass(problem_file):
     ids=["wrong", "raises", "no Python", "other name", "too long"],
 )
 def test_a_reference_that_fails_is_named_with_its_problem(problem_file, reference, verdict):
-    good = GOOD["references"][0]
+    good = PROBLEM_ROW["references"][0]
     with pytest.raises(InputError) as caught:
         checked(problem_file, row("broken", references=[good, reference]), row("too", references=[reference]))
     error = caught.value
@@ -175,7 +168,7 @@ def test_long_checks_are_not_silent(problem_file, monkeypatch):
         return await judge(pool, submission)
 
     monkeypatch.setattr(LocalPool, "judge", slow)
-    made = config(problem_file(row("a"), row("b", references=[GOOD["references"][0] + "# other\n"])))
+    made = config(problem_file(row("a"), row("b", references=[PROBLEM_ROW["references"][0] + "# other\n"])))
     out = Out()
     check_references(load_problems(made, nothing_bad), made, Console(file=out), heartbeat_s=0.05)
     assert re.search(r"checks: 1/2 references", out.getvalue())

@@ -4,43 +4,16 @@ import math
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from made_paths import path
+from made_records import paths
 from pydantic import ValidationError
 
 from reasoning.advantages import group_relative
 from reasoning.errors import InputError
 from reasoning.labels import step_labels
 from reasoning.problems import bundled, demonstrations
-from reasoning.records import Action, Origin, Path, Problem, ProblemTest, StepRecord, Suite, TextPair, mean
-from sandbox import CallCase, CloseValue, ExpressionCase, FloatComparator, StdioCase, UnorderedValue, Verdict
-
-finite = st.floats(-1e6, 0)
-ids = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
-text = st.text(st.characters(codec="utf-8"), max_size=20)
-steps = st.builds(
-    StepRecord,
-    action=st.sampled_from(Action),
-    header_ids=ids,
-    token_ids=ids,
-    logprobs=st.lists(finite, max_size=5).map(tuple),
-    text=text,
-    weight_spans=st.lists(st.tuples(*[st.integers(0, 99)] * 3), max_size=2).map(tuple),
-    value=st.none() | st.floats(0, 1),
-    passed=st.integers(0, 9),
-    sampled=st.integers(0, 9),
-)
-paths = st.builds(
-    Path,
-    problem_id=text,
-    tree_id=text,
-    prompt_ids=ids,
-    steps=st.lists(steps, max_size=3).map(tuple),
-    program=st.none() | text,
-    verdict=st.none() | st.sampled_from(Verdict),
-    compiles=st.booleans(),
-    value=st.none() | st.floats(0, 1),
-)
+from reasoning.records import Origin, Path, Problem, ProblemTest, Suite, TextPair, mean
+from sandbox import CallCase, CloseValue, ExpressionCase, FloatComparator, StdioCase, UnorderedValue
 
 
 def again(record):
