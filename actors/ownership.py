@@ -29,7 +29,9 @@ def _watch(owner: int) -> None:
         while _exists(owner):
             time.sleep(POLL_S)
     else:
-        select.select([handle], [], [])
+        poller = select.poll()  # not select.select: a worker may hold more than 1,024 files
+        poller.register(handle, select.POLLIN)
+        poller.poll()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

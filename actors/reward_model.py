@@ -11,6 +11,8 @@ from typing import Any
 import ray
 
 MAX_BATCH = 16
+WIDTH = 64
+"""Batches are as wide as a multiple of this: a CPU kernel is kept for every shape that occurs."""
 MAX_QUEUE = 4096
 
 
@@ -64,7 +66,7 @@ class RewardModel:
         import torch
 
         torch.set_num_threads(self._threads)
-        width = max(len(s) for s in sequences)
+        width = -(-max(len(s) for s in sequences) // WIDTH) * WIDTH
         ids = torch.full((len(sequences), width), self._pad_id)
         attention = torch.zeros_like(ids)
         for row, sequence in enumerate(sequences):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ from sandbox import LocalPool, RunOutput, Submission, SuiteResult, Verdict
 
 CALL_DEADLINE_S = 900.0  # a submission waits for its turn; each run inside has its own limits
 ATTEMPTS = 3
+RESTART_S = 2.0
+AVOID_S = 10.0
 T = TypeVar("T")
 
 
@@ -70,6 +74,7 @@ class SandboxPool:
         self.workers = list(workers)
         self._outstanding = [0] * len(self.workers)
         self._order = random.Random(0)
+        self._gone: dict[int, float] = {}
         self.programs = 0
 
     async def judge(self, submission: Submission) -> SuiteResult:
@@ -90,29 +95,43 @@ class SandboxPool:
         return await self._call(lambda worker: worker.run_stdin.remote(source, stdins, limits), _lost)
 
     async def _call(self, call: Callable[[Any], Awaitable[T]], failed: Callable[[T], bool]) -> T:
-        """The result of `call` on the least loaded worker, tried again elsewhere while a worker is gone or `failed`."""
+        """The result of `call` on the least loaded worker, tried again elsewhere while a worker is gone or `failed`.
+
+        A failed result is returned where nothing better came; a worker that did not answer in time is not waited for
+        again.
+        """
         self.programs += 1
         tried: set[int] = set()
-        for left in reversed(range(ATTEMPTS)):
+        results: list[T] = []
+        for attempt in range(1, ATTEMPTS + 1):
             index = self._least_loaded(tried)
             tried.add(index)
             self._outstanding[index] += 1
             try:
-                result = await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S)
-            except (RayActorError, TimeoutError):
-                if not left:
-                    raise
+                results.append(await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S))
+            except RayActorError:
+                self._gone[index] = time.monotonic()
+                if attempt == ATTEMPTS:
+                    if not results:
+                        raise
+                elif len(tried) == len(self.workers):  # Ray needs a moment to start one again
+                    await asyncio.sleep(RESTART_S * attempt)
                 continue
             finally:
                 self._outstanding[index] -= 1
-            if not left or not failed(result):
-                return result
-        raise AssertionError("unreachable")
+            if not failed(results[-1]):
+                break
+        return results[-1]
 
     def _least_loaded(self, tried: set[int]) -> int:
-        fresh = [i for i in range(len(self.workers)) if i not in tried] or list(range(len(self.workers)))
-        least = min(self._outstanding[i] for i in fresh)
-        return self._order.choice([i for i in fresh if self._outstanding[i] == least])
+        """A worker not tried yet, where there is one; those that were just found dead come last: they look idle."""
+        now = time.monotonic()
+
+        def cost(index: int) -> tuple[bool, bool, int]:
+            return index in tried, now - self._gone.get(index, -math.inf) < AVOID_S, self._outstanding[index]
+
+        least = min(map(cost, range(len(self.workers))))
+        return self._order.choice([i for i in range(len(self.workers)) if cost(i) == least])
 
 
 def _lost(outputs: list[RunOutput]) -> bool:

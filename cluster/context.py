@@ -54,13 +54,21 @@ class RunContext:
         return [p for p in self.problems if p.split == "train"]
 
     def train_of(self, round_: int, count: int | None = None) -> list[Problem]:
-        """The training problems of a round: `search.problems` of them, in turn, so that a small round does not see the
-        same ones for ever. `count`: only so many of those."""
+        """The training problems of a round: the next `search.problems` in turn, so that a small round does not see the
+        same ones for ever. `count`: only so many of those.
+
+        Which they are is decided when the round begins: a resume with another `search.problems` changes later rounds.
+        """
         problems = sorted(self.train, key=lambda p: p.id)
         random.Random(self.config.seed).shuffle(problems)
+        taken: dict[str, list[int]] = self.state.setdefault("taken", {})
         whole = min(self.config.search.problems, len(problems))
-        start = (round_ - 1) * whole % len(problems)
-        mine = [problems[(start + i) % len(problems)] for i in range(whole)]
+        begun = f"{round_}/tcg" in self.state.get("stages", {})
+        if str(round_) not in taken or not begun:
+            first, size = taken.get(str(round_ - 1), [(round_ - 2) * whole, whole])
+            taken[str(round_)] = [first + size, whole]
+        start, size = taken[str(round_)]
+        mine = [problems[(start + i) % len(problems)] for i in range(size)]
         return mine if count is None else mine[:count]
 
     @property
@@ -75,7 +83,7 @@ class RunContext:
     def shots(self) -> int:
         """Demonstrations in the prompt: those of the config until SFT has taught the policy the step format, none
         after."""
-        return int(self.state.get("shots", self.config.search.shots))
+        return int(self.state["shots"])
 
     def prompts(self, shots: int) -> PolicyPrompts:
         if shots not in self._prompts:
@@ -178,6 +186,11 @@ class RunContext:
     def measure_memory(self) -> None:
         """Look at the memory of all processes of the run now."""
         self.peak_memory = max(self.peak_memory, self.workers.note_processes())
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Sampled in this process, as of the last `speeds`."""
+        return self._counters[1]
 
     def speeds(self) -> dict[str, float]:
         """Sampled tokens/s and programs/s since the last call."""

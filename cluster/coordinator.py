@@ -100,6 +100,7 @@ class Coordinator:
         starting = run.workers.launch_rollouts()
         _ = run.workers.learner  # its processes start while the engine does
         seconds = max(ray.get(starting, timeout=ENGINE_START_S))
+        run.state.setdefault("shots", 0 if run.state.get("policy") else run.config.search.shots)
         run.tell_prompts()
         run.sync = WeightSync(run.workers.rollouts, self._probe(), run.state.get("weight_version", 0))
         if run.state.get("policy"):

@@ -29,7 +29,8 @@ INDEX = "model.safetensors.index.json"
 
 def cache_dir() -> Path:
     """Where converted models are kept: `$O1CODER_CACHE`, else `~/.cache/o1coder`."""
-    return Path(os.environ.get("O1CODER_CACHE") or Path.home() / ".cache" / "o1coder")
+    # Absolute: actors do not work in the directory that the user is in.
+    return expand(os.environ.get("O1CODER_CACHE") or "~/.cache/o1coder").absolute()
 
 
 def resolve(name: str, *, cache: Path | None = None) -> Path:
@@ -74,7 +75,7 @@ def _missing(path: Path) -> str:
         return "its config.json holds no JSON object"
     named = config.get("architectures")
     architectures = [str(a) for a in named] if isinstance(named, list) else []
-    if not any(a.endswith("ForCausalLM") for a in architectures):
+    if not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
         found = ", ".join(architectures) or "none"
         return f"its config.json names no ...ForCausalLM among its architectures, found {found}"
     if not any(path.glob("*.safetensors")):
@@ -103,9 +104,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=15))
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=15)).resolve()
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         legal = f"a hub id that can be reached, a directory, or one of {sorted(ALIASES)}"
@@ -145,7 +146,8 @@ def _from_package(package: str, models: Path) -> Path:
         models.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=models))
     try:
-        _convert(gguf, scratch)
+        with _writing(models):
+            _convert(gguf, scratch)
         try:
             with _writing(models):
                 scratch.rename(target)

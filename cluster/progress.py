@@ -43,7 +43,8 @@ _RATES = {"tokens_per_s": "tok/s"}
 
 @dataclass(slots=True)
 class Stage:
-    """One row of the display; times in seconds of the display's clock."""
+    """One row of the display; times in seconds of the display's clock. `share`: how much of the work is done, in
+    [0, 1], where `done` of `total` would mislead."""
 
     name: str
     status: Status = "pending"
@@ -51,6 +52,7 @@ class Stage:
     seconds: float = 0.0
     done: float = 0
     total: float | None = None
+    share: float | None = None
     unit: str = ""
     note: str = ""
     fields: dict[str, Value] = field(default_factory=dict)
@@ -135,8 +137,9 @@ class Board:
         if stage is None:
             return None
         spent = self.clock() - stage.started
-        if stage.total and stage.done > 0:
-            return max(0.0, spent * (stage.total - stage.done) / stage.done)
+        share = stage.share if stage.share is not None or not stage.total else stage.done / stage.total
+        if share:
+            return max(0.0, spent * (1 - share) / share)
         if stage.name in self.estimates:
             return max(0.0, self.estimates[stage.name] * self.pace() - spent)
         return None
@@ -252,14 +255,24 @@ class ProgressDisplay:
         self._line(f"{name}: started{size}")
 
     @_never_raises
-    def update(self, done: float | None = None, total: float | None = None, **fields: Value | None) -> None:
-        """New progress of the running stage. A field stays until it is set again; None removes it."""
+    def update(
+        self,
+        done: float | None = None,
+        total: float | None = None,
+        share: float | None = None,
+        **fields: Value | None,
+    ) -> None:
+        """New progress of the running stage. A field stays until it is set again; None removes it.
+
+        `share` of the work that is done, for the time left, where units end late and together, as trees do.
+        """
         with self._lock:
             stage = self._board.current
             if stage is None:
                 return
             stage.done = stage.done if done is None else done
             stage.total = stage.total if total is None else total
+            stage.share = stage.share if share is None else share
             for name, value in fields.items():
                 if value is None:
                     stage.fields.pop(name, None)

@@ -90,6 +90,8 @@ class RunSummary(_Record):
     suites_refused: NonNegativeInt | None = None
     tcg_output_accuracy_sft: float | None = Field(default=None, ge=0, le=1)
     tcg_output_accuracy_dpo: float | None = Field(default=None, ge=0, le=1)
+    tcg_measured_cases: int | None = Field(default=None, ge=0)
+    tcg_measured_problems: int | None = Field(default=None, ge=0)
     prm_auc: float | None = Field(default=None, ge=0, le=1)
     weight_version: NonNegativeInt | None = None
     sync_seconds: float | None = None
@@ -206,6 +208,8 @@ def _search_and_tests(summary: RunSummary) -> Iterator[RenderableType]:
         solved += f"\nbefore the update {_ratio(summary.solved_before)}, after it {_ratio(summary.solved_after)}"
     sft, dpo = _percent(summary.tcg_output_accuracy_sft), _percent(summary.tcg_output_accuracy_dpo)
     generator = MISSING if sft == dpo == MISSING else f"outputs right after SFT {sft}, after DPO {dpo}"
+    if summary.tcg_measured_cases is not None:
+        generator += f"\non {summary.tcg_measured_cases} cases of {summary.tcg_measured_problems} unseen problems"
     version = MISSING if summary.weight_version is None else f"version {summary.weight_version}"
     memory = MISSING if summary.peak_memory_gb is None else f"{summary.peak_memory_gb:.1f} GB"
     synced = MISSING if summary.sync_seconds is None else f"synced in {summary.sync_seconds:.1f} s"

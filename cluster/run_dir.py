@@ -139,8 +139,8 @@ class RunDir:
         """
         run = cls(path)
         legal = "the directory of an earlier run (it holds a run.json)"
-        if not run.path.is_dir():
-            reason = "it is not a directory" if run.path.exists() else "no such directory"
+        if not os.path.isdir(run.path):  # noqa: PTH112  Path's own raises where a name is too long
+            reason = "it is not a directory" if os.path.exists(run.path) else "no such directory"  # noqa: PTH110
             raise InputError("resume", str(run.path), legal, reason)
         if not run.marker.is_file():
             raise InputError("resume", str(run.path), legal, "there is no run.json in it")
@@ -353,8 +353,12 @@ def _absolute(path: str | Path) -> Path:
 
 def require_free(path: Path) -> None:
     legal = "a path that does not exist yet, or an empty directory"
-    if not path.exists():
+    try:
+        os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
         return
+    except OSError as error:  # a name that is too long, a parent that may not be entered
+        raise InputError("run-dir", str(path), legal, error.strerror or str(error)) from error
     if not path.is_dir():
         raise InputError("run-dir", str(path), legal, "it is a file")
     if (path / MARKER).exists():

@@ -96,15 +96,18 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     """Fit the process reward model on soft step values; measure it on problems that it has not seen."""
     c = run.config.prm
     paths = search_paths(run)
-    train, too_long = _choose_paths(run, [p for p in paths if not held_out(p.problem_id, c.held_out)], c.token_budget)
-    measure, _ = _choose_paths(run, [p for p in paths if held_out(p.problem_id, c.held_out)], c.token_budget // 2)
+    unseen = [p for p in paths if held_out(p.problem_id, c.held_out)]
+    seen = [p for p in paths if not held_out(p.problem_id, c.held_out)]
+    train, too_long = _choose_paths(run, seen, c.token_budget, solved_first=True)
+    measure, _ = _choose_paths(run, unseen, c.token_budget // 2, solved_first=False)
     # After choosing: a step that several paths share is labelled in the first that is there.
     chosen, measured = step_labels(train), step_labels(measure)
     if not chosen:
         return {"skipped": "no labelled step"}
     # From the policy, which knows the step format; the head is new.
-    new = dataclasses.replace(spec(run, run.policy, "value", c.learning_rate), prior=mean_target(chosen))
-    run.workers.learner.load(new, run.config.seed)
+    prior = min(0.99, max(0.01, mean_target(chosen)))
+    fresh = dataclasses.replace(spec(run, run.policy, "value", c.learning_rate), prior=prior)
+    run.workers.learner.load(fresh, run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("prm", chosen, settings, round_)
     quality = _measure(run, measured)
@@ -116,10 +119,17 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     return {"labels": len(chosen), "too_long": too_long, **quality, "note": note}
 
 
-def _choose_paths(run: RunContext, paths: list[Path], budget: int) -> tuple[list[Path], int]:
-    """Paths within the token budget, solved and unsolved ones of a problem in turn: few are solved, and those teach."""
+def _choose_paths(run: RunContext, paths: list[Path], budget: int, solved_first: bool) -> tuple[list[Path], int]:
+    """Labelled paths within the token budget.
+
+    `solved_first`: solved and unsolved paths of a problem in turn, since few are solved and those teach; the values
+    learnt are then higher than the policy's pass rates. What is measured on is drawn without looking.
+    """
     longest = run.config.learner.max_tokens
-    return within_tokens(paths, _path_length, _problem, budget, longest, run.config.seed, kind=lambda p: p.solved)
+    labelled = [p for p in paths if any(step.sampled for step in p.steps)]
+    return within_tokens(
+        labelled, _path_length, _problem, budget, longest, run.config.seed, lambda p: solved_first and p.solved
+    )
 
 
 def _path_length(path: Path) -> int:

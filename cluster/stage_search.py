@@ -14,7 +14,7 @@ from actors.sandbox_pool import SandboxPool
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
-from reasoning.records import Path, Problem, Suite
+from reasoning.records import Path, Problem, Suite, mean
 from reasoning.search import SearchSettings
 from sandbox import Submission, SuiteResult, Verdict
 
@@ -67,10 +67,14 @@ def _search(
         _write_tree(run, folder, result, settings)
 
     def fields() -> dict[str, float | int | str]:
-        run.display.update(done=len(results), total=len(problems))
+        # Trees that are being searched count by their tokens: most of them end late, and together.
+        per_tree = mean([r.tokens for r in results]) if results else settings.token_budget
+        share = min(0.99, (run.sampled_tokens - drawn_before) / max(1, len(problems) * per_tree))
+        run.display.update(done=len(results), total=len(problems), share=share)
         return {"trees": f"{len(results)}/{len(problems)}", "solved": sum(r.solved for r in results)}
 
     run.speeds()
+    drawn_before = run.sampled_tokens
     calls = map(call, range(len(problems)))
     deadline = settings.seconds + TREE_MARGIN_S
     flow.stream(calls, run.config.search.trees_in_flight, deadline, shard, on_result, run.live(fields))

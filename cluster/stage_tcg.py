@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.engine import Draw
@@ -36,11 +36,12 @@ CALL_DEADLINE_S = 600.0
 class Generated:
     """What the generator wrote for one problem. `tests`: inputs on which all references ran and agreed, with their
     outputs; `right`: cases whose model-written output is the reference's; `cases`: all that could be read and run
-    (those that the sandbox itself failed on are in neither)."""
+    (those that the sandbox itself failed on are in neither); `lost`: texts that the engine failed to write."""
 
     tests: list[ProblemTest]
     cases: int
     right: int
+    lost: int = 0
 
 
 def tcg(run: RunContext, round_: int) -> dict[str, Any]:
@@ -50,22 +51,24 @@ def tcg(run: RunContext, round_: int) -> dict[str, Any]:
     """
     c = run.config.tcg
     problems = run.train_of(round_)
-    kept_out = min(c.measure_problems, len(problems) // 3)
+    kept_out = min(c.measure_problems, max(1, len(problems) // 3)) if len(problems) > 1 else 0
     unseen, taught = problems[:kept_out], problems[kept_out:]
     rng = random.Random(run.config.seed)
-    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None, "measured_on": len(unseen)}
+    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None, "measured_problems": len(unseen)}
     base_scores = run.sync.current_scores() if run.sync is not None else []
     generated: dict[str, Generated] = {}
     if _train_sft(run, round_, taught, rng):
         run.publish_learner(round_)
         pairs = _dpo_pairs(run, taught, rng)
         if pairs:
-            result["accuracy_sft"] = _accuracy(_generate(run, unseen, f"round-{round_}-sft", round_, seed=1), unseen)
+            if unseen:
+                result["accuracy_sft"] = _accuracy(_generate(run, unseen, f"round-{round_}-sft", seed=1), unseen)
             _train_dpo(run, round_, pairs)
             run.publish_learner(round_)
         run.checkpoint(f"tcg-round-{round_}")
-        generated = _generate(run, problems, f"round-{round_}", round_, seed=2)
+        generated = _generate(run, problems, f"round-{round_}", seed=2)
         result["accuracy_dpo" if pairs else "accuracy_sft"] = _accuracy(generated, unseen)
+        result["measured_cases"] = sum(generated[p.id].cases for p in unseen)
         run.workers.learner.release()
         # The engine goes back to the policy's weights; what it said under them before is the proof.
         run.publish(run.policy, base_scores, round_)
@@ -86,6 +89,7 @@ def _report(
         "tcg/suites": len(suites),
         "tcg/suites_refused": len(refused),
         "tcg/generated_cases": sum(g.cases for g in generated.values()),
+        "tcg/lost_texts": sum(g.lost for g in generated.values()),
         "tcg/valid_tests": sum(len(g.tests) for g in generated.values()),
         "tcg/kill_rate": mean(rates),
         **{f"tcg/tests_{name}": n for name, n in origins.items()},
@@ -156,7 +160,7 @@ def _train_dpo(run: RunContext, round_: int, pairs: list[PreferenceExample]) -> 
 # --- generation ---
 
 
-def _generate(run: RunContext, problems: Sequence[Problem], shard: str, round_: int, seed: int) -> dict[str, Generated]:
+def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: int) -> dict[str, Generated]:
     """Texts by the generator, kept in `data/generated`; outputs by executing every reference."""
     c = run.config.tcg
     draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
@@ -176,15 +180,17 @@ def _generate(run: RunContext, problems: Sequence[Problem], shard: str, round_: 
     in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
     calls = map(call, range(len(problems)))
     flow.stream(calls, in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
-    written = [GeneratedText(problem_id=p.id, text=text) for p in problems for text in texts[p.id]]
+    written = [
+        GeneratedText(problem_id=p.id, text=text or "", lost=text is None) for p in problems for text in texts[p.id]
+    ]
     run.store.write_records("generated", shard, written)
-    run.log({"tcg/lost_texts": sum(w.text is None for w in written)}, round_)
     by_problem: dict[str, dict[str, ParsedCase]] = {p.id: {} for p in problems}
     for problem in problems:
         for text in texts[problem.id]:
             for case in parse_cases(OPENING + (text or ""), problem):
                 by_problem[problem.id].setdefault(case.key, case)
-    return asyncio.run(_execute_all(run, problems, {name: list(cases.values()) for name, cases in by_problem.items()}))
+    found = asyncio.run(_execute_all(run, problems, {name: list(cases.values()) for name, cases in by_problem.items()}))
+    return {name: replace(generated, lost=texts[name].count(None)) for name, generated in found.items()}
 
 
 async def _execute_all(
@@ -197,7 +203,7 @@ async def _execute_all(
 
 async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: list[ParsedCase]) -> Generated:
     if not cases or not (problem.entry_point is None or any(isinstance(t.case, CallCase) for t in problem.tests)):
-        return Generated([], len(cases), 0)
+        return Generated([], 0, 0)  # no test that can be called: nothing was run
     limits = run.config.sandbox.limits()
     outputs: list[list[RunOutput]] = []
     for reference in problem.references:
@@ -231,10 +237,9 @@ def _accepts(test: ProblemTest, value: Any) -> bool:
 
 def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> float | None:
     """Share of the test cases generated for `problems` on which the references agree with the output that the model
-    wrote; None where it wrote none."""
+    wrote; 0 where it wrote nothing that could be read, None where there is no problem to measure on."""
     mine = [generated[p.id] for p in problems]
-    cases = sum(g.cases for g in mine)
-    return sum(g.right for g in mine) / cases if cases else None
+    return sum(g.right for g in mine) / max(1, sum(g.cases for g in mine)) if mine else None
 
 
 # --- suites ---

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_INTERRUPTED = 130
+PATIENCE_S = 5.0
 
 
 class Interrupted(BaseException):
@@ -23,6 +25,7 @@ class Stop:
 
     signal: str = ""
     _held: bool = False
+    _at: float = 0.0
 
     def check(self) -> None:
         """Raises Interrupted where the run was told to stop and something on the way swallowed it."""
@@ -46,16 +49,21 @@ class Stop:
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        self.signal = signal.Signals(number).name
-        if not self._held:
-            raise Interrupted(self.signal)
+        now = time.monotonic()
+        again = bool(self.signal)
+        self.signal = self.signal or signal.Signals(number).name
+        if self._held or (again and now - self._at < PATIENCE_S):
+            return
+        self._at = now
+        raise Interrupted(self.signal)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into `Interrupted`; more of them wait until the shutdown is over.
+    """Turn SIGINT and SIGTERM into `Interrupted`.
+
+    A second one soon after the first would only disturb what the first set going, and is not heard; a later one is:
+    the first may have been swallowed. The shutdown itself hears none (`no_signals`).
 
     The signal is also remembered in the `Stop` that this yields: an exception raised inside compiled code comes out as
     another one (SystemError from `ray.wait`), or not at all.

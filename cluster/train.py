@@ -20,7 +20,7 @@ from cluster.config import RunConfig
 from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir, default_path, expand, require_free
-from cluster.stop import EXIT_INTERRUPTED, Stop, no_signals
+from cluster.stop import EXIT_INTERRUPTED, Interrupted, Stop, no_signals
 from cluster.tracker import resolve_mode
 from cluster.workers import Workers, prepare_environment, start_ray
 from reasoning.errors import InputError
@@ -94,13 +94,13 @@ def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> N
     from actors.tokens import Tokens
 
     try:
-        preflight.require_room(problems, Tokens.load(model).encode_chat, config)
-    except InputError:
-        raise
+        tokens = Tokens.load(model)
+        tokens.encode_chat([{"role": role, "content": "?"} for role in ("system", "user", "assistant", "user")])
     except Exception as error:  # tokenizers and chat templates fail in ways of their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         legal = "a model whose tokenizer loads and takes a system message"
         raise InputError("model", config.model, legal, reason) from error
+    preflight.require_room(problems, tokens.encode_chat, config)
 
 
 FIXED = ("model", "problems", "ids", "seed", "search.shots")
@@ -110,8 +110,8 @@ FIXED = ("model", "problems", "ids", "seed", "search.shots")
 def _config(request: TrainRequest) -> RunConfig:
     if request.resume is None:
         return _absolute(configuration.load(request.budget, request.overrides))
-    path = Path(request.resume) / "config.yaml"
-    if not path.is_file():
+    path = expand(request.resume) / "config.yaml"
+    if not os.path.isfile(path):  # noqa: PTH113  a name may be too long for a path
         raise InputError("resume", request.resume, "the directory of an earlier run", "it has no config.yaml")
     before = configuration.load(path)
     config = _absolute(configuration.load(path, request.overrides))
@@ -141,8 +141,7 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
     stopped = "an error"
     try:
         try:
-            console.print(start_ray(run_dir.id), highlight=False, markup=False)
-            stop.listen()
+            console.print(_ray(run_dir.id, stop), highlight=False, markup=False)
             context, note = _prepare(config, run_dir, model, problems, workers, state, console)
             context.stop = stop
             _loop(context)
@@ -164,6 +163,18 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
                     shutil.rmtree(state["transfer"], ignore_errors=True)
                 run_dir.close()
     return code
+
+
+def _ray(run_id: str, stop: Stop) -> str:
+    """Start or join Ray; signals are heard meanwhile too. Returns a line for people. Raises Interrupted, InputError."""
+    try:
+        started = start_ray(run_id)
+    except SystemExit as error:  # what Ray makes of SIGTERM while it starts
+        stop.signal = stop.signal or "SIGTERM"
+        raise Interrupted(stop.signal) from error
+    stop.listen()
+    stop.check()
+    return started
 
 
 def _prepare(

@@ -49,6 +49,10 @@ class LearnerSpec:
     dtype: str = "bfloat16"
     prior: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.prior < 1:
+            raise ValueError(f"prior: got {self.prior}; use a probability in (0, 1)")
+
 
 @dataclass(slots=True)
 class StepResult:

@@ -54,16 +54,17 @@ def _train(
     loss_of: Callable[[Any, list[T], float], tuple[Tensor, dict[str, Tensor | float]]],
     report: Report,
     prefix: str,
+    tokens_of: Callable[[T], int] | None = None,
 ) -> list[dict[str, float]]:
     """The loop shared by all objectives. `loss_of(model, items, weight)` returns a sum and sums to report; a reported
-    sum is divided by the count of the batch."""
+    sum is divided by the count of the batch. `tokens_of`: tokens of an item, where that is not its `length`."""
     history: list[dict[str, float]] = []
     batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
     for number, batch in enumerate(batches, start=1):
         dealt = _deal(batch, length, settings, learner)
         own = sum(count(item) for group, weight in dealt if weight for item in group)
         result = learner.step(dealt, lambda model, pair: loss_of(model, pair[0], pair[1]), own)
-        tokens = sum(length(item) for item in batch)
+        tokens = sum((tokens_of or length)(item) for item in batch)
         row = {
             f"{prefix}/loss": result.loss,
             f"{prefix}/grad_norm": result.grad_norm,
@@ -142,7 +143,10 @@ def dpo(
         }
         return loss * weight, stats
 
-    return _train(learner, pairs, settings, length, lambda _: 1.0, loss_of, report, "dpo")
+    def tokens(pair: PreferenceExample) -> int:
+        return len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
+
+    return _train(learner, pairs, settings, length, lambda _: 1.0, loss_of, report, "dpo", tokens)
 
 
 def _label_batch(labels: Sequence[StepLabel], pad_id: int) -> tuple[Padded, Tensor, Tensor]:

@@ -189,10 +189,11 @@ class Trajectory(Record):
 
 
 class GeneratedText(Record):
-    """What the test case generator wrote after one prompt; None where the engine failed."""
+    """What the test case generator wrote after one prompt; nothing where the engine failed (`lost`)."""
 
     problem_id: str
-    text: str | None
+    text: str
+    lost: bool = False
 
 
 class TextPair(Record):

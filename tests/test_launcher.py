@@ -161,3 +161,30 @@ def test_the_code_beside_the_launcher_is_the_one_that_runs(checkout, tmp_path):
     ended = checkout("cpu", PYTHONPATH="/theirs")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [str(tmp_path), "config", f"{tmp_path}/checkout:/theirs"]
+
+
+def test_an_environment_of_the_users_is_not_removed(checkout, tmp_path):
+    mine = tmp_path / "mine"
+    script_home = mine / "bin"
+    script_home.mkdir(parents=True)
+    script(script_home / "python", "exit 1\n")  # another Python, or one without pip
+    (mine / "pyvenv.cfg").touch()
+    ended = checkout("cpu", O1CODER_VENV=str(mine))
+    assert ended.returncode == 2
+    assert "did not make" in ended.stderr
+    assert (mine / "pyvenv.cfg").exists()
+
+
+def test_the_stack_that_is_there_stays_unless_another_is_asked_for(checkout, tmp_path):
+    script(tmp_path / "bin" / "nvidia-smi", "exit 0\n")
+    assert checkout("cpu").returncode == 0
+    venv = tmp_path / "checkout" / ".venv"
+    (venv / "package").touch()
+    assert checkout("").returncode == 0
+    assert (venv / "package").exists()
+
+
+def test_a_graphics_card_decides_the_first_stack(checkout, tmp_path):
+    script(tmp_path / "bin" / "nvidia-smi", "exit 0\n")
+    assert checkout("").returncode == 0
+    assert (tmp_path / "checkout" / ".venv" / ".o1coder-stack").read_text() == "gpu"

@@ -10,10 +10,17 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, RayActorError
 
+from actors import sandbox_pool
 from actors.sandbox_pool import ATTEMPTS, SandboxPool
 from sandbox import CallCase, Limits, RunOutput, Submission, Verdict
 
 LIMITS = Limits()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Fakes need no time to start again."""
+    monkeypatch.setattr(sandbox_pool, "RESTART_S", 0.0)
 
 
 class Worker:
@@ -39,7 +46,7 @@ GOOD = outputs(Verdict.ACCEPTED, Verdict.RUNTIME_ERROR)
 LOST = outputs(Verdict.ACCEPTED, Verdict.SANDBOX_ERROR)
 
 
-@pytest.mark.parametrize("failure", [ActorDiedError(), TimeoutError(), LOST])
+@pytest.mark.parametrize("failure", [ActorDiedError(), LOST])
 @pytest.mark.parametrize("method", ["run_calls", "run_stdin"])
 def test_a_call_that_failed_is_made_again_on_another_worker(method, failure):
     workers = [Worker(failure), Worker(GOOD)]
@@ -64,6 +71,27 @@ def test_attempts_are_bounded():
     broken = Worker(LOST)
     assert asyncio.run(SandboxPool([broken]).run_stdin("source", [], LIMITS)) == LOST
     assert broken.calls == ATTEMPTS
+
+
+def test_a_result_in_hand_is_better_than_a_dead_worker():
+    for _ in range(20):
+        pool = SandboxPool([Worker(LOST), Worker(ActorDiedError())])
+        assert asyncio.run(pool.run_stdin("source", [], LIMITS)) == LOST
+
+
+def test_a_worker_found_dead_is_not_met_first_by_the_next_call():
+    dead, well = Worker(ActorDiedError()), Worker(GOOD)
+    pool = SandboxPool([dead, well])
+    for _ in range(50):
+        assert asyncio.run(pool.run_stdin("source", [], LIMITS)) == GOOD
+    assert dead.calls <= 1
+
+
+def test_a_worker_that_hangs_is_not_waited_for_again():
+    hanging = Worker(TimeoutError())
+    with pytest.raises(TimeoutError):
+        asyncio.run(SandboxPool([hanging]).run_stdin("source", [], LIMITS))
+    assert hanging.calls == 1
 
 
 def test_calls_go_to_the_least_loaded_worker():
@@ -92,10 +120,12 @@ def test_calls_go_to_the_least_loaded_worker():
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_under_load_loses_nothing(local_ray):
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_that_is_killed_under_load_loses_nothing(local_ray, monkeypatch, count):
     from actors.sandbox_pool import SandboxWorker
 
-    workers = [SandboxWorker.remote(1, 1) for _ in range(2)]
+    monkeypatch.undo()
+    workers = [SandboxWorker.remote(1, 1) for _ in range(count)]
     case = CallCase(args=[2], expected=4)
     submission = Submission(source="def f(x):\n    return x * x\n", entry_point="f", cases=[case] * 4, limits=LIMITS)
 

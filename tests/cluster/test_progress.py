@@ -233,3 +233,13 @@ def test_fields_read_like_a_sentence() -> None:
     assert format_field("loss", 0.51234) == "loss 0.512"
     assert format_field("policy", "v3") == "policy v3"
     assert format_field("loss", float("nan")) == "loss -"
+
+
+def test_the_share_of_the_work_tells_the_time_where_units_end_late(out: Lines) -> None:
+    clock = Clock()
+    with ProgressDisplay(["search"], plain(out), heartbeat_s=0.1, clock=clock) as display:
+        display.start_stage("search", 48, "trees")
+        clock.now += 200
+        display.update(1, share=0.25)
+        time.sleep(0.15)
+    assert any("1/48 trees, about 10 min left" in line for line in out.lines)

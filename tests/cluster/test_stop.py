@@ -29,6 +29,16 @@ def test_a_swallowed_interruption_comes_back_at_the_next_check():
             stop.check()
 
 
+def test_a_later_signal_is_heard_again(monkeypatch):
+    """The first may have been swallowed where nothing checks."""
+    monkeypatch.setattr("cluster.stop.PATIENCE_S", 0.0)
+    with interruptible() as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), number)
+        assert stop.signal == "SIGTERM"
+
+
 def test_nothing_happens_without_a_signal():
     Stop().check()
 

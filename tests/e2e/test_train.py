@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,3 +255,30 @@ def test_wandb_has_the_run_offline(finished):
     )
     assert "eval/pass_at_1" in seen.stdout
     assert "search/solved" in seen.stdout
+
+
+@pytest.fixture(scope="module")
+def second_round(finished):
+    """Another, smaller round on top of a copy of the finished run."""
+    run_dir = finished[0].with_name("two-rounds")
+    shutil.copytree(finished[0], run_dir)
+    smaller = ("search.problems=4", "tcg.dpo_pairs=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500")
+    run = Started("--resume", str(run_dir), "rounds=2", *smaller)
+    run.wait_for(None, 900)
+    return run_dir, run
+
+
+def test_a_finished_run_goes_on_with_another_round(finished, second_round):
+    run_dir, run = second_round
+    assert run.process.returncode == 0, run.output
+    assert run.left_behind() == []
+    before = json.loads((finished[0] / "state.json").read_text())
+    after = json.loads((run_dir / "state.json").read_text())
+    assert set(after["stages"]) == {"0/eval before", *(f"{r}/{s}" for r in (1, 2) for s in STAGES[1:])}
+    assert all(after["stages"][key] == stage for key, stage in before["stages"].items())
+    searched = [set(after["stages"][f"{r}/search"]["searched"]) for r in (1, 2)]
+    assert not searched[0] & searched[1], "the second round searches other problems"
+    assert after["policy"].startswith("checkpoints/policy-round-2")
+    versions = [row["sync/version"] for row in metrics(run_dir) if "sync/version" in row]
+    assert versions == sorted(set(versions)), "versions go on rising"
+    assert {row["round"] for row in metrics(run_dir) if "eval/pass_at_1" in row} == {0, 1, 2}

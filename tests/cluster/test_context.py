@@ -1,0 +1,66 @@
+"""What the stages of a run share: which problems belong to a round."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.config import load
+from cluster.context import RunContext
+from reasoning.problems import bundled
+
+
+def context(state, **search):
+    config = load("tiny", [f"search.{k}={v}" for k, v in search.items()])
+    nothing = SimpleNamespace()
+    return RunContext(
+        config=config,
+        dir=nothing,
+        model=nothing,
+        tokens=nothing,
+        problems=bundled(),
+        demonstrations=[],
+        demonstration_problems=[],
+        workers=nothing,
+        display=nothing,
+        state=state,
+    )
+
+
+def ids(problems):
+    return [p.id for p in problems]
+
+
+@pytest.mark.parametrize("size", [1, 12, 40, 79, 500])
+def test_rounds_take_all_training_problems_in_turn(size):
+    run = context({}, problems=size)
+    size = min(size, len(run.train))
+    taken = [i for round_ in range(1, 6) for i in ids(run.train_of(round_))]
+    assert len(taken) == 5 * size
+    assert set(taken[: len(run.train)]) <= set(ids(run.train))
+    assert len(set(taken)) == min(5 * size, len(run.train))
+    assert ids(run.train_of(2, 1)) == taken[size : size + 1]
+
+
+def test_a_round_keeps_its_problems_when_a_resume_changes_their_number():
+    first = context({}, problems=12)
+    before = ids(first.train_of(1))
+    first.state["stages"] = {"1/tcg": {}}
+    resumed = context(json.loads(json.dumps(first.state)), problems=4)
+    assert ids(resumed.train_of(1)) == before
+    assert len(resumed.train_of(2)) == 4
+    assert not set(ids(resumed.train_of(2))) & set(before)
+
+
+def test_a_round_that_has_not_begun_takes_the_new_number():
+    first = context({}, problems=12)
+    first.train_of(1)
+    assert len(context(first.state, problems=4).train_of(1)) == 4
+
+
+def test_a_run_without_the_record_goes_on_where_it_was():
+    whole = context({}, problems=12)
+    whole.train_of(1)
+    assert ids(context({"stages": {"1/tcg": {}}}, problems=12).train_of(2)) == ids(whole.train_of(2))
