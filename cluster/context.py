@@ -153,16 +153,24 @@ class RunContext:
         return FitSettings(batch_size, epochs, c.learner.micro_tokens, self.tokens.pad_id, c.seed)
 
     def fit(
-        self, objective: str, data: Sequence[Any], settings: FitSettings, round_: int, **options: float
+        self,
+        objective: str,
+        data: Sequence[Any],
+        settings: FitSettings,
+        round_: int,
+        family: str = "",
+        **options: float,
     ) -> list[Any]:
-        """Train and show it: progress, and every optimizer step in the metrics."""
+        """Train and show it: progress, and every optimizer step in the metrics, as `<family>/loss` and so on (default:
+        the name of the objective)."""
 
         def on_row(row: dict[str, float]) -> None:
             step = self.state["learner_step"] = self.state.get("learner_step", 0) + 1
             progress = row.pop(f"{objective}/progress", 0.0)
-            tracked = {k: v for k, v in row.items() if v == v and abs(v) != float("inf")}
-            self.log(tracked, round_, {"learner/step": step})
             loss, speed = row.get(f"{objective}/loss", 0.0), row.get(f"{objective}/tokens_per_s", 0.0)
+            named = {f"{family or objective}/{k.partition('/')[2]}": v for k, v in row.items()}
+            tracked = {k: v for k, v in named.items() if v == v and abs(v) != float("inf")}
+            self.log(tracked, round_, {"learner/step": step})
             self.display.update(done=round(100 * progress), total=100, loss=round(loss, 4), tokens_per_s=round(speed))
             self.tick()
 

@@ -132,7 +132,7 @@ def _train_sft(run: RunContext, round_: int, problems: Sequence[Problem], rng: r
     if not examples:
         return False
     run.workers.learner.load(spec(run, run.model, "policy", c.learning_rate), run.config.seed)
-    run.fit("sft", examples, run.fit_settings(c.batch_size, c.sft_epochs), round_)
+    run.fit("sft", examples, run.fit_settings(c.batch_size, c.sft_epochs), round_, "tcg_sft")
     run.state["tcg_sft"] = run.checkpoint(f"tcg-sft-round-{round_}")
     return True
 
@@ -154,7 +154,7 @@ def _train_dpo(run: RunContext, round_: int, pairs: list[PreferenceExample]) -> 
     c = run.config.tcg
     model = run.dir.path / run.state["tcg_sft"]
     run.workers.learner.load(spec(run, model, "policy", c.dpo_learning_rate), run.config.seed)
-    run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, beta=c.beta)
+    run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, "tcg_dpo", beta=c.beta)
 
 
 # --- generation ---

@@ -31,11 +31,8 @@ AXES = ("round", "learner/step", "wall_s")
 AXIS_OF = {
     # Exact names come first: the loss of the PRM goes by step, its AUC by round.
     "prm/loss": "learner/step",
-    "prm/learning_rate": "learner/step",
     "prm/grad_norm": "learner/step",
-    "tcg/loss": "learner/step",
-    "tcg/learning_rate": "learner/step",
-    "tcg/grad_norm": "learner/step",
+    "prm/tokens_per_s": "learner/step",
     "eval/*": "round",
     "search/*": "round",
     "tcg/*": "round",
@@ -45,7 +42,8 @@ AXIS_OF = {
     "data/*": "round",
     "rl/*": "learner/step",
     "sft/*": "learner/step",
-    "dpo/*": "learner/step",
+    "tcg_sft/*": "learner/step",
+    "tcg_dpo/*": "learner/step",
 }
 """Metric, or its family, to the axis that a line with it must carry. Everything else is drawn over `wall_s`."""
 

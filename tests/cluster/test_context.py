@@ -60,6 +60,24 @@ def test_a_round_that_has_not_begun_takes_the_new_number():
     assert len(context(first.state, problems=4).train_of(1)) == 4
 
 
+def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
+    run = context({})
+    logged, shown = [], {}
+
+    class Learner:
+        def fit(self, objective, data, settings, deadline, on_row, **options):
+            row = {"sft/loss": 0.5, "sft/grad_norm": float("nan"), "sft/progress": 0.25, "sft/tokens_per_s": 9.0}
+            on_row(row)
+            return [row]
+
+    run.workers = SimpleNamespace(learner=Learner(), note_processes=lambda: 0)
+    run.display = SimpleNamespace(update=lambda **fields: shown.update(fields))
+    monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
+    run.fit("sft", [], None, 3, "tcg_sft")
+    assert logged == [({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})]
+    assert (shown["done"], shown["total"], shown["loss"]) == (25, 100, 0.5)
+
+
 def test_a_run_without_the_record_goes_on_where_it_was():
     whole = context({}, problems=12)
     whole.train_of(1)

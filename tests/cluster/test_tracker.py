@@ -107,7 +107,7 @@ def test_metrics_are_drawn_over_their_axes(run: RunDir) -> None:
     axis = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in defined}
     for family in ("eval/*", "search/*", "tcg/*", "sandbox/*", "sync/*", "prm/*"):
         assert axis[family] == "round"
-    for family in ("rl/*", "sft/*", "dpo/*", "prm/loss"):
+    for family in ("rl/*", "sft/*", "tcg_sft/*", "tcg_dpo/*", "prm/loss"):
         assert axis[family] == "learner/step"
     assert axis["memory/gb"] == "wall_s"
 
