@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -297,23 +298,26 @@ def describe() -> str:
         "",
         "Settings come from `configs/NAME.yaml` (`--budget NAME`, or a file of your own) and from",
         "`section.key=value` on the command line, which wins. Unknown keys, wrong types and values out of range are",
-        "refused before anything starts. `o1coder config` prints the resolved values. This page is written by",
-        "`o1coder config --markdown`.",
+        "refused before anything starts. `o1coder config` prints the resolved values. Where a cell is empty, a budget",
+        "keeps the default. This page is written by `o1coder config --markdown`.",
         "",
     ]
+    budgets = [load(name) for name in BUDGETS]
     for title, model, prefix in _sections():
         lines += [
             f"## {title}",
             "",
             *([" ".join((model.__doc__ or "").split()), ""]),
-            "| setting | default | meaning |",
-            "|---|---|---|",
+            f"| setting | default | {' | '.join(BUDGETS)} | meaning |",
+            "|---|---|" + "---|" * len(BUDGETS) + "---|",
         ]
         for name, field in model.model_fields.items():
             if not _is_section(field):
                 bounds = _bounds(field)
                 meaning = "; ".join(part for part in (field.description, bounds) if part)
-                lines.append(f"| `{prefix}{name}` | `{field.default}` | {meaning} |")
+                values = (operator.attrgetter(prefix + name)(budget) for budget in budgets)
+                cells = [f"`{value}`" if value != field.default else "" for value in values]
+                lines.append(f"| `{prefix}{name}` | `{field.default}` | {' | '.join(cells)} | {meaning} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 

@@ -166,14 +166,17 @@ class RunContext:
 
         def on_row(row: dict[str, float]) -> None:
             step = self.state["learner_step"] = self.state.get("learner_step", 0) + 1
-            progress = row.pop(f"{objective}/progress", 0.0)
+            done, total = (row.pop(f"{objective}/{name}") for name in ("step", "steps"))
             loss, speed = row.get(f"{objective}/loss", 0.0), row.get(f"{objective}/tokens_per_s", 0.0)
             named = {f"{family or objective}/{k.partition('/')[2]}": v for k, v in row.items()}
             tracked = {k: v for k, v in named.items() if v == v and abs(v) != float("inf")}
             self.log(tracked, round_, {"learner/step": step})
-            self.display.update(done=round(100 * progress), total=100, loss=round(loss, 4), tokens_per_s=round(speed))
+            self.display.update(done, total, unit="steps", loss=round(loss, 4), tokens_per_s=round(speed))
             self.tick()
 
+        steps = settings.epochs * -(-len(data) // settings.batch_size)
+        # What sampling showed before is over.
+        self.display.update(0, steps, unit="steps", programs_per_s=None, solved=None, tokens_per_s=None)
         deadline = self.config.learner.deadline_s
         return self.workers.learner.fit(objective, data, settings, deadline, on_row, **options)
 

@@ -27,8 +27,8 @@ ROUND: tuple[tuple[str, Stage], ...] = (
     ("policy_rl", policy_rl),  # 5. outcome and process rewards, aggregated: improve the policy
     ("new_data", new_data),  # 6. D <- D + D' with the updated policy
 )
-ESTIMATES = {"eval before": 70, "tcg": 220, "search": 180, "policy_sft": 150, "prm": 110, "policy_rl": 200}
-ESTIMATES |= {"new_data": 90, "eval after": 70, "start": 60}
+ESTIMATES = {"eval before": 75, "tcg": 105, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
+ESTIMATES |= {"new_data": 90, "eval after": 75, "start": 30}
 MODELS = ("policy", "shots", "prm", "tcg_sft")
 """Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4

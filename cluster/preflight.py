@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -55,9 +56,10 @@ def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
             problems = [p for p in problems if wanted & {p.id, p.id.split("/")[-1]}]
             missing = wanted - {i for p in problems for i in (p.id, p.id.split("/")[-1])}
             if missing:
-                raise InputError(
-                    "ids", ",".join(sorted(missing)[:5]), "ids of bundled problems (bundled/...)", "not found"
-                )
+                known = [p.id.split("/")[-1] for p in bundled()]
+                alike = difflib.get_close_matches(min(missing).split("/")[-1], known, 3, 0.5) or known[:3]
+                legal = f"ids of bundled problems, such as {', '.join(alike)}"
+                raise InputError("ids", ",".join(sorted(missing)[:5]), legal, "not found")
     elif config.problems.endswith((".jsonl", ".json")) or os.path.exists(config.problems):  # noqa: PTH110
         problems = load_jsonl(Path(config.problems), ids, skip)
     elif config.problems == "mbpp" or "/" in config.problems:

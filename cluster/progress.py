@@ -41,6 +41,9 @@ _MARKS: dict[Status, tuple[str, str]] = {
 _RATES = {"tokens_per_s": "tok/s"}
 
 
+_TELLING_SHARE = 0.1
+
+
 @dataclass(slots=True)
 class Stage:
     """One row of the display; times in seconds of the display's clock. `share`: how much of the work is done, in
@@ -138,11 +141,11 @@ class Board:
             return None
         spent = self.clock() - stage.started
         share = stage.share if stage.share is not None or not stage.total else stage.done / stage.total
-        if share:
+        expected = self.estimates[stage.name] * self.pace() if stage.name in self.estimates else 0.0
+        # The first of many that run at once end late: their number says nothing yet.
+        if share and (share >= _TELLING_SHARE or spent >= expected):
             return max(0.0, spent * (1 - share) / share)
-        if stage.name in self.estimates:
-            return max(0.0, self.estimates[stage.name] * self.pace() - spent)
-        return None
+        return max(0.0, expected - spent) if expected else None
 
     def run_left(self) -> float | None:
         """Seconds that the whole run will still take; None unless every stage to come has an estimate."""
@@ -260,6 +263,7 @@ class ProgressDisplay:
         done: float | None = None,
         total: float | None = None,
         share: float | None = None,
+        unit: str | None = None,
         **fields: Value | None,
     ) -> None:
         """New progress of the running stage. A field stays until it is set again; None removes it.
@@ -273,6 +277,7 @@ class ProgressDisplay:
             stage.done = stage.done if done is None else done
             stage.total = stage.total if total is None else total
             stage.share = stage.share if share is None else share
+            stage.unit = stage.unit if unit is None else unit
             for name, value in fields.items():
                 if value is None:
                     stage.fields.pop(name, None)

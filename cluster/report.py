@@ -64,10 +64,13 @@ class SolvedExample(_Record):
 
 
 class Showcase(_Record):
-    """One problem as the model answered it before and after training; None: it gave no program."""
+    """The held-out problem that gained most, as the model answered it before and after training; None: it gave no
+    program. Rates: share of its samples that pass."""
 
     problem_id: str
     question: str
+    rate_before: float | None = Field(default=None, ge=0, le=1)
+    rate_after: float | None = Field(default=None, ge=0, le=1)
     before: SolvedExample | None = None
     after: SolvedExample | None = None
 
@@ -177,16 +180,18 @@ def _evaluation(summary: RunSummary) -> Iterator[RenderableType]:
     table.add_column("greedy", justify="right", no_wrap=True)
     table.add_column("problems", justify="right")
     table.add_column("samples each", justify="right")
-    for name, result in (("before training", before), ("after training", after)):
+    table.add_column("prompt")
+    for name, result in (("before", before), ("after", after)):
         if result is None:
-            table.add_row(name, *[MISSING] * 4)
+            table.add_row(name, *[MISSING] * 5)
             continue
         mean = result.pass_at_1
-        table.add_row(name, str(mean), _percent(result.greedy), str(mean.n), str(result.samples))
+        prompt = Text(_clean(result.prompt or MISSING))
+        table.add_row(name, str(mean), _percent(result.greedy), str(mean.n), str(result.samples), prompt)
     yield Padding(table, (0, 0, 0, 1))
     yield _verdict(summary)
-    for note in dict.fromkeys(_clean(result.prompt) for result in (before, after) if result and result.prompt):
-        yield Padding(Text(f"asked with: {note}", style="dim"), (0, 0, 0, 2))
+    if before and after and before.prompt != after.prompt:
+        yield Padding(Text("the change is that of training and of the prompt together", style="dim"), (0, 0, 0, 2))
 
 
 def _verdict(summary: RunSummary) -> RenderableType:
@@ -239,7 +244,10 @@ def _stages(seconds: dict[str, float]) -> RenderableType:
 
 
 def _showcase(case: Showcase, colours: bool, width: int) -> Iterator[RenderableType]:
-    yield Text(f"One problem, before and after: {_clean(case.problem_id)}", style="bold")
+    yield Text(f"The held-out problem that gained most: {_clean(case.problem_id)}", style="bold")
+    if case.rate_before is not None and case.rate_after is not None:
+        gained = f"{_percent(case.rate_before)} of its samples passed before, {_percent(case.rate_after)} after"
+        yield Padding(Text(gained, style="dim"), (0, 2))
     question = _clean(case.question).strip()
     if len(question) > _LONGEST_QUESTION:
         question = question[:_LONGEST_QUESTION].rstrip() + " [...]"

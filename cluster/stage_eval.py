@@ -55,7 +55,7 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
             sampled[path.problem_id].append(path)
         done = sum(map(len, sampled.values())) + len(greedy) + lost
         passed = sum(p.solved for paths in sampled.values() for p in paths)
-        run.display.update(done=done, total=len(jobs), passed=passed)
+        run.display.update(done, len(jobs), unit="paths", passed=passed)
 
     in_flight = 2 * run.config.engine.max_num_seqs * len(run.workers.rollouts)
     tick = run.live(dict)

@@ -180,7 +180,6 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     if not chosen:
         return {"skipped": f"no group of {len(paths)} paths has anything to tell apart"}
     run.store.write_records("trajectories", f"round-{round_}", chosen)
-    run.display.update(done=0, total=100)
     run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
@@ -196,7 +195,7 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
         "mean_outcome": mean([p.value or 0.0 for p in paths]),
         "mismatch_kl": kl,
         "version": sync.version,
-        "note": f"{len(chosen)} of {len(paths)} paths ({solved} passed), mismatch KL {kl:.4f}",
+        "note": f"{len(paths)} paths, {solved} passed; trained on {len(chosen)}; mismatch KL {kl:.4f}",
     }
 
 
@@ -226,7 +225,7 @@ def _sample_groups(run: RunContext, round_: int) -> list[Path]:
             lost += 1
         else:
             paths.append(path)
-        run.display.update(done=len(paths) + lost, total=len(jobs), solved=sum(p.solved for p in paths))
+        run.display.update(len(paths) + lost, len(jobs), unit="paths", solved=sum(p.solved for p in paths))
 
     in_flight = 2 * run.config.engine.max_num_seqs * len(run.workers.rollouts)
     flow.stream(map(call, jobs), in_flight, CALL_DEADLINE_S, "RL rollouts", on_result, run.live(dict))

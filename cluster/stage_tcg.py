@@ -103,7 +103,8 @@ def _report(
         origins=origins,
         refused=[{"problem": s.problem_id, "reason": s.reason} for s in refused],
         kill_rate=mean(rates),
-        note=f"{sum(origins.values())} tests, {origins['reference']} generated; {len(refused)} suites refused; {shown}",
+        note=f"{sum(origins.values())} tests, {origins['reference']} on generated inputs; "
+        f"{len(refused)} suites refused; {shown}",
     )
     return result
 
@@ -175,7 +176,7 @@ def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: in
 
     def on_result(result: tuple[str, list[str | None]]) -> None:
         texts[result[0]] = result[1]
-        run.display.update(done=len(texts), total=len(problems))
+        run.display.update(len(texts), len(problems), unit="problems")
 
     in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
     calls = map(call, range(len(problems)))
@@ -255,7 +256,7 @@ async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[
         suite = assemble(problem, own.tests if own else [], run.config.tcg.suite_size)
         rate = await _kill_rate(run, pool, problem, suite)
         done += 1
-        run.display.update(done=done, total=len(problems))
+        run.display.update(done, len(problems), unit="suites")
         return judge_quality(suite, rate, run.config.tcg.kill_bar)
 
     return list(await asyncio.gather(*[one(p) for p in problems]))

@@ -66,7 +66,7 @@ def _eval(result: dict[str, Any] | None) -> EvalSummary | None:
         pass_at_1=Interval(result["pass_at_1"], result["low"], result["high"], result["problems"]),
         samples=result["samples"],
         greedy=result["greedy"],
-        prompt=f"{shots} demonstrations in the prompt" if shots else "no demonstrations in the prompt",
+        prompt=f"{shots} shots" if shots else "no shots",
     )
 
 
@@ -119,6 +119,8 @@ def _showcase(run: RunContext, last: int) -> Showcase | None:
     return Showcase(
         problem_id=chosen,
         question=problems[chosen].question,
+        rate_before=rate(before[chosen]),
+        rate_after=rate(after[chosen]),
         before=_example(before[chosen], prefer_solved=rate(before[chosen]) >= rate(after[chosen])),
         after=_example(after[chosen], prefer_solved=True),
     )

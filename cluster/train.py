@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,10 +77,7 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     for line in bad:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True, markup=False)
     held = sum(p.split == "heldout" for p in problems)
-    console.print(
-        f"problems: {len(problems) - held} to train on, {held} held out; running their references", highlight=False
-    )
-    preflight.check_references(problems, config, console)
+    console.print(f"problems: {len(problems) - held} to train on, {held} held out", highlight=False)
     if config.model in models.ALIASES and not models.is_converted(config.model):
         console.print(f"model: converting {config.model} once (about 20 s)", highlight=False)
     model = models.resolve(config.model)
@@ -87,6 +85,7 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     _check_prompts(config, model, problems)
     preflight.require_memory(model)
     resolve_mode(config.wandb.mode)
+    preflight.check_references(problems, config, console)
     return model, problems
 
 
@@ -151,6 +150,8 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
                 log.exception("the run ended with an error")
                 raise
             code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
+            with attempt("looking for Ray", log):
+                workers.look_for_ray(2.0 if stop.signal == "SIGTERM" else 0.1)
             with attempt("telling that the run was interrupted", log):
                 console.print(f"{stopped}: saving and shutting down", highlight=False, markup=False)
     finally:
@@ -162,6 +163,12 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
                 if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
                     shutil.rmtree(state["transfer"], ignore_errors=True)
                 run_dir.close()
+                if workers.ray_is_gone:
+                    # Ray's client would wait for its cluster at the end of the interpreter, and abort it.
+                    logging.shutdown()
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(code)
     return code
 
 
@@ -169,7 +176,9 @@ def _ray(run_id: str, stop: Stop) -> str:
     """Start or join Ray; signals are heard meanwhile too. Returns a line for people. Raises Interrupted, InputError."""
     try:
         started = start_ray(run_id)
-    except SystemExit as error:  # what Ray makes of SIGTERM while it starts
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # what Ray makes of the signal while it starts
+            raise
         stop.signal = stop.signal or "SIGTERM"
         raise Interrupted(stop.signal) from error
     stop.listen()
@@ -256,8 +265,9 @@ def _finish(context: Any, note: str, stopped: str, code: int, console: Console) 
         lost.append(line)
         tell(line)
 
-    with attempt("counting tokens and programs", log, tell):
-        _count(context)
+    if not context.workers.ray_is_gone:
+        with attempt("counting tokens and programs", log, tell):
+            _count(context)
     with attempt("measuring memory", log, tell):
         context.measure_memory()
     with attempt("writing state.json", log, lose):
@@ -271,8 +281,9 @@ def _finish(context: Any, note: str, stopped: str, code: int, console: Console) 
         with attempt("showing the report", log, tell):
             report.render(result, console)
     code = code or int(bool(lost))
-    with attempt("ending the metrics", log, tell):
-        ray.get(context.workers.tracker.finish.remote(code), timeout=90)
+    if not context.workers.ray_is_gone:
+        with attempt("ending the metrics", log, tell):
+            ray.get(context.workers.tracker.finish.remote(code), timeout=90)
     return code
 
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class Workers:
         self.tracker: Any = None
         self.reward_model: Any = None
         self._learner: Any = None
+        self.ray_is_gone = False
         self._model = model
         self._processes: set[psutil.Process] = set()
 
@@ -167,6 +169,22 @@ class Workers:
         self._processes = {p for p in self._processes if p.is_running()}
         return total
 
+    def look_for_ray(self, seconds: float) -> None:
+        """Find out within `seconds` whether Ray's own processes of a local cluster are gone, and set `ray_is_gone`.
+
+        SIGTERM to the whole process group (`timeout`, batch systems) ends them beside us. No call would be answered
+        then, and after a minute Ray's client would abort this process.
+        """
+        import ray
+
+        node = ray._private.worker._global_node
+        if node is None or not node.is_head():
+            return
+        deadline = time.monotonic() + seconds
+        while not self.ray_is_gone and time.monotonic() < deadline:
+            self.ray_is_gone = bool(node.dead_processes())
+            time.sleep(0.1)
+
     def _session(self) -> Path | None:
         """Ray's directory of this session, where it is ours to clean up: a cluster that was joined keeps its own."""
         import ray
@@ -182,6 +200,23 @@ class Workers:
             return
         with attempt("looking for processes", log):
             self.note_processes()
+        session = None
+        with attempt("looking for Ray's logs", log):
+            session = self._session()
+        if not self.ray_is_gone:
+            self._end_actors()
+            with attempt("ending Ray", log):
+                ray.shutdown()
+        with attempt("ending processes that were left", log):
+            self._processes.discard(psutil.Process())
+            end_processes(self._processes)
+        if session is not None:
+            _copy_logs(session / "logs", self._logs)
+            shutil.rmtree(session, ignore_errors=True)
+
+    def _end_actors(self) -> None:
+        import ray
+
         with attempt("asking the workers to end", log):
             calls = [w.shutdown.remote() for w in self.rollouts] + [w.close.remote() for w in self.sandboxes]
             ray.wait(calls, num_returns=len(calls), timeout=SHUTDOWN_S)
@@ -192,17 +227,6 @@ class Workers:
             if actor is not None:
                 with attempt("ending an actor", log):
                     ray.kill(actor)
-        session = None
-        with attempt("looking for Ray's logs", log):
-            session = self._session()
-        with attempt("ending Ray", log):
-            ray.shutdown()
-        with attempt("ending processes that were left", log):
-            self._processes.discard(psutil.Process())
-            end_processes(self._processes)
-        if session is not None:
-            _copy_logs(session / "logs", self._logs)
-            shutil.rmtree(session, ignore_errors=True)
 
 
 def _copy_logs(session: Path, target: Path) -> None:

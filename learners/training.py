@@ -69,7 +69,8 @@ def _train(
             f"{prefix}/loss": result.loss,
             f"{prefix}/grad_norm": result.grad_norm,
             f"{prefix}/tokens_per_s": tokens / max(result.seconds, 1e-9),
-            f"{prefix}/progress": number / len(batches),
+            f"{prefix}/step": number,
+            f"{prefix}/steps": len(batches),
             **{f"{prefix}/{name}": value / max(result.count, 1e-9) for name, value in result.sums.items()},
         }
         history.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -136,13 +137,23 @@ def from_row(row: Any) -> Problem:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RowError(f"field {where or 'row'}: {first['msg']}") from None
+        raise RowError(f"field {where or 'row'}: {_explain(first)}") from None
     kinds = {test.case.kind for test in problem.tests}
     if problem.entry_point is None and kinds != {"stdio"}:
         raise RowError(f"field entry_point: tests of kind {sorted(kinds - {'stdio'})} need the name of the function")
     if problem.entry_point is not None and "stdio" in kinds:
         raise RowError("field tests: a problem with an entry_point cannot have tests of kind stdio")
     return problem
+
+
+def _explain(error: Any) -> str:
+    """What pydantic found, in words of a problem file."""
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(error["loc"][-1]), list(Problem.model_fields), 1, 0.5)
+        return "unknown" + (f"; use {close[0]!r}" if close else f"; a problem has {', '.join(Problem.model_fields)}")
+    if error["type"] == "too_short":
+        return f"needs at least {error['ctx']['min_length']}"
+    return str(error["msg"])
 
 
 # --- MBPP ---

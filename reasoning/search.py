@@ -23,7 +23,7 @@ class SearchSettings(BaseModel):
     code_tokens: int = Field(default=192, ge=16, le=16384, description="length limit of a code step")
     temperature: float = Field(default=0.8, gt=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    token_budget: int = Field(default=2000, ge=64, description="stop a tree after this many sampled tokens")
+    token_budget: int = Field(default=2000, ge=64, description="sampled tokens after which a tree begins nothing new")
     expansion_budget: int = Field(default=32, ge=1, description="stop a tree after this many expansions")
     seconds: float = Field(default=300.0, gt=0, description="stop a tree after this long")
     enough_passing: int = Field(default=4, ge=1, description="stop on this many passing and enough_failing programs")

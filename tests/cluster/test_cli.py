@@ -297,6 +297,7 @@ def test_a_signal_before_the_run(inside, tmp_path, monkeypatch, place, number):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_while_references_run(no_ray, tmp_path, number):
     slow = {**PROBLEM_ROW, "references": ["import time\ntime.sleep(4)\n" + PROBLEM_ROW["references"][0]]}

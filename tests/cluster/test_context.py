@@ -9,6 +9,7 @@ import pytest
 
 from cluster.config import load
 from cluster.context import RunContext
+from learners.training import FitSettings
 from reasoning.problems import bundled
 
 
@@ -66,16 +67,22 @@ def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
 
     class Learner:
         def fit(self, objective, data, settings, deadline, on_row, **options):
-            row = {"sft/loss": 0.5, "sft/grad_norm": float("nan"), "sft/progress": 0.25, "sft/tokens_per_s": 9.0}
+            row = {
+                "sft/loss": 0.5,
+                "sft/grad_norm": float("nan"),
+                "sft/step": 2,
+                "sft/steps": 3,
+                "sft/tokens_per_s": 9.0,
+            }
             on_row(row)
             return [row]
 
     run.workers = SimpleNamespace(learner=Learner(), note_processes=lambda: 0)
-    run.display = SimpleNamespace(update=lambda **fields: shown.update(fields))
+    run.display = SimpleNamespace(update=lambda done, total, **fields: shown.update(fields, done=done, total=total))
     monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
-    run.fit("sft", [], None, 3, "tcg_sft")
+    run.fit("sft", [1, 2, 3], FitSettings(batch_size=1), 3, "tcg_sft")
     assert logged == [({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})]
-    assert (shown["done"], shown["total"], shown["loss"]) == (25, 100, 0.5)
+    assert (shown["done"], shown["total"], shown["loss"]) == (2, 3, 0.5)
 
 
 def test_a_run_without_the_record_goes_on_where_it_was():

@@ -3,6 +3,8 @@
 import errno
 import io
 import logging
+import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +37,9 @@ def run(tmp_path, monkeypatch):
         state={},
         dir=directory,
         measure_memory=lambda: None,
-        workers=SimpleNamespace(rollouts=[], tracker=SimpleNamespace(finish=Remote(finished.append))),
+        workers=SimpleNamespace(
+            ray_is_gone=False, rollouts=[], tracker=SimpleNamespace(finish=Remote(finished.append))
+        ),
     )
     result = RunSummary(run_dir=str(directory.path), model="m", seed=0, rounds=1)
     monkeypatch.setattr(ray, "get", lambda value, timeout: value)
@@ -65,6 +69,15 @@ def on(console, fail):
     """`report.render` that fails on this console; report.txt is made on another."""
     render = report.render
     return lambda result, where: fail() if where is console else render(result, where)
+
+
+def test_a_signal_that_ray_hears_while_it_starts(run, monkeypatch):
+    def start(run_id):
+        sys.exit(signal.SIGTERM)  # its handler does this
+
+    monkeypatch.setattr(train, "start_ray", start)
+    assert run.end() == 130
+    assert "interrupted by SIGTERM" in run.told.getvalue()
 
 
 def interrupted(stop):

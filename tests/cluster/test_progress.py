@@ -235,6 +235,20 @@ def test_fields_read_like_a_sentence() -> None:
     assert format_field("loss", float("nan")) == "loss -"
 
 
+def test_the_first_of_many_do_not_tell_the_time(out: Lines) -> None:
+    clock = Clock()
+    with ProgressDisplay(["eval"], plain(out), heartbeat_s=0.1, stage_estimates={"eval": 80.0}, clock=clock) as display:
+        display.start_stage("eval", 144)
+        clock.now += 20
+        display.update(1)
+        time.sleep(0.15)
+        assert "about 60 s left" in out.lines[-1]
+        clock.now += 20
+        display.update(72)
+        time.sleep(0.15)
+        assert "about 40 s left" in out.lines[-1]
+
+
 def test_the_share_of_the_work_tells_the_time_where_units_end_late(out: Lines) -> None:
     clock = Clock()
     with ProgressDisplay(["search"], plain(out), heartbeat_s=0.1, clock=clock) as display:

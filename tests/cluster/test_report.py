@@ -54,10 +54,10 @@ def summary(**changes: Any) -> RunSummary:
         "seed": 0,
         "rounds": 1,
         "eval_before": EvalSummary(
-            pass_at_1=Interval(0.125, 0.042, 0.208, 16), samples=8, greedy=0.125, prompt="2 written examples, steps"
+            pass_at_1=Interval(0.125, 0.042, 0.208, 16), samples=8, greedy=0.125, prompt="2 shots"
         ),
         "eval_after": EvalSummary(
-            pass_at_1=Interval(0.172, 0.07, 0.289, 16), samples=8, greedy=0.1875, prompt="2 written examples, steps"
+            pass_at_1=Interval(0.172, 0.07, 0.289, 16), samples=8, greedy=0.1875, prompt="2 shots"
         ),
         "difference": Interval(0.047, -0.016, 0.117, 16),
         "problems_searched": 48,
@@ -98,7 +98,7 @@ def test_the_page_says_what_was_measured() -> None:
         "12.5 % [4.2, 20.8]",
         "17.2 % [7.0, 28.9]",
         "+4.7 points [-1.6, +11.7]",
-        "2 written examples, steps",
+        "2 shots",
         "19 of 48 problems",
         "before the update 17 of 48, after it 11 of 24",
         "384 given, 120 reference mutants, 7 model",

@@ -114,6 +114,25 @@ def test_an_interrupted_run_saves_and_leaves_no_process(finished):
     assert first.left_behind() == []
 
 
+@pytest.mark.parametrize("when", ["engine", "eval before: started"])
+def test_a_signal_to_the_whole_group_ends_everything(tmp_path, when):
+    """As `timeout` and batch systems send it: Ray's own processes get it too, and answer no more."""
+    run = Started("--budget", "tiny", "--run-dir", str(tmp_path / "run"))
+    if when == "engine":
+        run.wait_for("start: started", 120)
+        time.sleep(6)  # while the engine loads
+    else:
+        run.wait_for(when, 240)
+        time.sleep(3)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    run.wait_for(None, 50)  # before Ray's client would give up
+    assert run.process.returncode == 130, run.output
+    assert "interrupted by SIGTERM" in run.output
+    assert run.left_behind() == []
+    assert json.loads((tmp_path / "run" / "state.json").read_text())
+    assert not list(Path("/dev/shm").glob(f"o1coder-{json.loads((tmp_path / 'run' / 'run.json').read_text())['id']}*"))
+
+
 def test_the_resumed_run_ends_and_leaves_no_process(finished):
     run_dir, _, second = finished
     assert second.process.returncode == 0, second.output

@@ -95,9 +95,10 @@ def test_windows_line_ends(tmp_path):
 BAD_ROWS = {
     "a list": ([1], "a JSON object is needed, not list"),
     "no question": ({k: v for k, v in OURS.items() if k != "question"}, "field question"),
-    "unknown field": (ours(bogus=1), "field bogus"),
+    "unknown field": (ours(bogus=1), "field bogus: unknown; a problem has id, question"),
+    "misspelt field": (ours(entrypoint="f"), "field entrypoint: unknown; use 'entry_point'"),
     "id is a number": (ours(id=5), "field id"),
-    "no tests": (ours(tests=[]), "field tests"),
+    "no tests": (ours(tests=[]), "field tests: needs at least 1"),
     "no references": (ours(references=[]), "field references"),
     "split": (ours(split="test"), "field split"),
     "kind": (ours(tests=[{"case": {"args": [1], "expected": 2}}]), "kind"),
