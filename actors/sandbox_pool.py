@@ -103,7 +103,8 @@ class SandboxPool:
         self.programs += 1
         tried: set[int] = set()
         results: list[T] = []
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = max(ATTEMPTS, len(self.workers) + 1)
+        for attempt in range(1, attempts + 1):
             index = self._least_loaded(tried)
             tried.add(index)
             self._outstanding[index] += 1
@@ -111,15 +112,21 @@ class SandboxPool:
                 results.append(await asyncio.wait_for(call(self.workers[index]), CALL_DEADLINE_S))
             except RayActorError:
                 self._gone[index] = time.monotonic()
-                if attempt == ATTEMPTS:
-                    if not results:
-                        raise
-                elif len(tried) == len(self.workers):  # Ray needs a moment to start one again
-                    await asyncio.sleep(RESTART_S * attempt)
+                if attempt == attempts and not results:
+                    raise
+                if attempt < attempts and len(tried) == len(self.workers):  # Ray needs a moment to start one again
+                    await asyncio.sleep(RESTART_S * min(attempt, ATTEMPTS))
                 continue
+            except TimeoutError:
+                self._gone[index] = time.monotonic()
+                if attempt < attempts and len(tried) < len(self.workers):
+                    continue
+                if not results:
+                    raise
+                break
             finally:
                 self._outstanding[index] -= 1
-            if not failed(results[-1]):
+            if not failed(results[-1]) or len(results) == ATTEMPTS:
                 break
         return results[-1]
 

@@ -47,7 +47,7 @@ _TELLING_SHARE = 0.1
 @dataclass(slots=True)
 class Stage:
     """One row of the display; times in seconds of the display's clock. `share`: how much of the work is done, in
-    [0, 1], where `done` of `total` would mislead."""
+    [0, 1], where `done` of `total` would mislead; `phase`: when counting began for the present `total`."""
 
     name: str
     status: Status = "pending"
@@ -56,6 +56,7 @@ class Stage:
     done: float = 0
     total: float | None = None
     share: float | None = None
+    phase: float | None = None
     unit: str = ""
     note: str = ""
     fields: dict[str, Value] = field(default_factory=dict)
@@ -144,7 +145,9 @@ class Board:
         expected = self.estimates[stage.name] * self.pace() if stage.name in self.estimates else 0.0
         # The first of many that run at once end late: their number says nothing yet.
         if share and (share >= _TELLING_SHARE or spent >= expected):
-            return max(0.0, spent * (1 - share) / share)
+            counted = self.clock() - (stage.started if stage.phase is None else stage.phase)
+            # Other phases may follow: while the estimate lasts, not less than it.
+            return max(0.0, expected - spent if stage.phase is not None else 0.0, counted * (1 - share) / share)
         return max(0.0, expected - spent) if expected else None
 
     def run_left(self) -> float | None:
@@ -274,6 +277,8 @@ class ProgressDisplay:
             stage = self._board.current
             if stage is None:
                 return
+            if total not in (None, stage.total):  # another phase of the stage goes by a pace of its own
+                stage.phase = self._board.clock()
             stage.done = stage.done if done is None else done
             stage.total = stage.total if total is None else total
             stage.share = stage.share if share is None else share

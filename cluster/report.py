@@ -214,7 +214,7 @@ def _search_and_tests(summary: RunSummary) -> Iterator[RenderableType]:
     sft, dpo = _percent(summary.tcg_output_accuracy_sft), _percent(summary.tcg_output_accuracy_dpo)
     generator = MISSING if sft == dpo == MISSING else f"outputs right after SFT {sft}, after DPO {dpo}"
     if summary.tcg_measured_cases is not None:
-        generator += f"\non {summary.tcg_measured_cases} cases of {summary.tcg_measured_problems} unseen problems"
+        generator += f"\non {summary.tcg_measured_problems} unseen problems, {summary.tcg_measured_cases} cases at last"
     version = MISSING if summary.weight_version is None else f"version {summary.weight_version}"
     memory = MISSING if summary.peak_memory_gb is None else f"{summary.peak_memory_gb:.1f} GB"
     synced = MISSING if summary.sync_seconds is None else f"synced in {summary.sync_seconds:.1f} s"
@@ -244,7 +244,9 @@ def _stages(seconds: dict[str, float]) -> RenderableType:
 
 
 def _showcase(case: Showcase, colours: bool, width: int) -> Iterator[RenderableType]:
-    yield Text(f"The held-out problem that gained most: {_clean(case.problem_id)}", style="bold")
+    gain = (case.rate_after or 0.0) - (case.rate_before or 0.0)
+    which = "The held-out problem that gained most" if gain > 0 else "One held-out problem (none gained)"
+    yield Text(f"{which}: {_clean(case.problem_id)}", style="bold")
     if case.rate_before is not None and case.rate_after is not None:
         gained = f"{_percent(case.rate_before)} of its samples passed before, {_percent(case.rate_after)} after"
         yield Padding(Text(gained, style="dim"), (0, 2))

@@ -14,7 +14,7 @@ from actors.sandbox_pool import SandboxPool
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
-from reasoning.records import Path, Problem, Suite, mean
+from reasoning.records import Path, Problem, Suite
 from reasoning.search import SearchSettings
 from sandbox import Submission, SuiteResult, Verdict
 
@@ -41,7 +41,8 @@ def new_data(run: RunContext, round_: int) -> dict[str, Any]:
     try:
         return _search(run, round_, f"round-{round_}-new", run.train_of(round_, c.problems), settings)
     finally:
-        run.workers.stop_reward_model()
+        if not run.stop.signal:  # Ray may be gone with the same signal; the shutdown ends the reward model anyway
+            run.workers.stop_reward_model()
 
 
 def _search(
@@ -68,8 +69,8 @@ def _search(
 
     def fields() -> dict[str, float | int | str]:
         # Trees that are being searched count by their tokens: most of them end late, and together.
-        per_tree = mean([r.tokens for r in results]) if results else settings.token_budget
-        share = min(0.99, (run.sampled_tokens - drawn_before) / max(1, len(problems) * per_tree))
+        whole = sum(r.tokens for r in results) + (len(problems) - len(results)) * settings.token_budget
+        share = min(0.99, (run.sampled_tokens - drawn_before) / max(1, whole))
         run.display.update(done=len(results), total=len(problems), share=share)
         return {"trees": f"{len(results)}/{len(problems)}", "solved": sum(r.solved for r in results)}
 

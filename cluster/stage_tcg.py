@@ -176,7 +176,7 @@ def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: in
 
     def on_result(result: tuple[str, list[str | None]]) -> None:
         texts[result[0]] = result[1]
-        run.display.update(len(texts), len(problems), unit="problems")
+        run.display.update(len(texts), len(problems), unit="problems", loss=None)
 
     in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
     calls = map(call, range(len(problems)))
@@ -256,7 +256,7 @@ async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[
         suite = assemble(problem, own.tests if own else [], run.config.tcg.suite_size)
         rate = await _kill_rate(run, pool, problem, suite)
         done += 1
-        run.display.update(done, len(problems), unit="suites")
+        run.display.update(done, len(problems), unit="suites", loss=None, tokens_per_s=None, programs_per_s=None)
         return judge_quality(suite, rate, run.config.tcg.kill_bar)
 
     return list(await asyncio.gather(*[one(p) for p in problems]))

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.report import EvalSummary, RunSummary, SearchCount, Showcase, SolvedExample
 from reasoning.estimators import Interval
-from reasoning.records import Path
+from reasoning.records import Path, mean
 from reasoning.steps import TITLES
 
 
@@ -113,7 +113,8 @@ def _showcase(run: RunContext, last: int) -> Showcase | None:
         return None
 
     def rate(paths: list[Path]) -> float:
-        return sum(p.solved for p in paths) / len(paths)
+        sampled = [p for p in paths if not p.tree_id.endswith("/greedy")]
+        return mean([float(p.solved) for p in sampled])
 
     chosen = max(shared, key=lambda i: (rate(after[i]) - rate(before[i]), rate(after[i]), i))
     return Showcase(

@@ -159,15 +159,17 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
             try:
                 code = _finish(context, note, stopped, code, console)
             finally:
-                workers.close()
+                with attempt("ending the workers", log):
+                    workers.close()
                 if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
                     shutil.rmtree(state["transfer"], ignore_errors=True)
                 run_dir.close()
                 if workers.ray_is_gone:
                     # Ray's client would wait for its cluster at the end of the interpreter, and abort it.
+                    with attempt("writing the last lines", log):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
                     logging.shutdown()
-                    sys.stdout.flush()
-                    sys.stderr.flush()
                     os._exit(code)
     return code
 

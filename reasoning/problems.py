@@ -149,7 +149,9 @@ def from_row(row: Any) -> Problem:
 def _explain(error: Any) -> str:
     """What pydantic found, in words of a problem file."""
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(error["loc"][-1]), list(Problem.model_fields), 1, 0.5)
+        if len(error["loc"]) > 1:
+            return "unknown"
+        close = difflib.get_close_matches(str(error["loc"][0]), list(Problem.model_fields), 1, 0.75)
         return "unknown" + (f"; use {close[0]!r}" if close else f"; a problem has {', '.join(Problem.model_fields)}")
     if error["type"] == "too_short":
         return f"needs at least {error['ctx']['min_length']}"

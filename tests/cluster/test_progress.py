@@ -249,6 +249,22 @@ def test_the_first_of_many_do_not_tell_the_time(out: Lines) -> None:
         assert "about 40 s left" in out.lines[-1]
 
 
+def test_another_phase_of_a_stage_goes_by_its_own_pace(out: Lines) -> None:
+    clock = Clock()
+    with ProgressDisplay(["rl"], plain(out), heartbeat_s=0.1, stage_estimates={"rl": 170.0}, clock=clock) as display:
+        display.start_stage("rl")
+        display.update(0, 144)
+        clock.now += 100
+        display.update(144, 144)
+        time.sleep(0.15)
+        assert "about 70 s left" in out.lines[-1]  # training is still to come
+        display.update(0, 3)
+        clock.now += 40
+        display.update(1, 3)
+        time.sleep(0.15)
+        assert "about 80 s left" in out.lines[-1]
+
+
 def test_the_share_of_the_work_tells_the_time_where_units_end_late(out: Lines) -> None:
     clock = Clock()
     with ProgressDisplay(["search"], plain(out), heartbeat_s=0.1, clock=clock) as display:
