@@ -7,6 +7,7 @@ silent either: off a terminal a line comes at least every `heartbeat_s` seconds,
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 HEARTBEAT_SECONDS = 30.0
+log = logging.getLogger(__name__)
 REFRESHES_PER_SECOND = 4
 WIDTH = 100
 """The panel is at most this wide, in columns."""
@@ -191,12 +193,17 @@ class Board:
 def _never_raises(method: Callable[P, None]) -> Callable[P, None]:
     """The display may fail, the run may not. SystemExit too: rich raises it when the reader of a pipe has gone."""
 
+    told = False
+
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal told
         try:
             method(*args, **kwargs)
         except (Exception, SystemExit):
-            return
+            if not told:  # once: it is called many times a minute
+                told = True
+                log.warning("the progress display failed in %s", method.__name__, exc_info=True)
 
     return guarded
 
@@ -332,8 +339,9 @@ class ProgressDisplay:
                 live.start(refresh=True)
                 self._live = live
                 return
-            except Exception:
-                self._interactive = False  # a terminal that cannot do this gets lines
+            except Exception:  # a terminal that cannot do this gets lines
+                self._interactive = False
+                log.warning("no live panel on this terminal", exc_info=True)
         self._last_line = time.monotonic()
         self._beat = threading.Thread(target=self._heartbeat, name="progress-heartbeat", daemon=True)
         self._beat.start()

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.report import EvalSummary, RunSummary, SearchCount, Showcase, SolvedExample
 from reasoning.estimators import Interval
-from reasoning.records import Path, mean
+from reasoning.records import Path
 from reasoning.steps import TITLES
 
 
@@ -109,20 +109,18 @@ def _showcase(run: RunContext, last: int) -> Showcase | None:
     after = _by_problem(run.store.read_paths([f"eval-after-round-{last}"]))
     problems = {p.id: p for p in run.held_out}
     shared = sorted(before.keys() & after.keys() & problems.keys())
+    stages = run.state["stages"]
+    rates, now = (stages[name]["rates"] for name in ("0/eval before", f"{last}/eval after"))
+    shared = [i for i in shared if i in rates and i in now]
     if not shared:
         return None
-
-    def rate(paths: list[Path]) -> float:
-        sampled = [p for p in paths if not p.tree_id.endswith("/greedy")]
-        return mean([float(p.solved) for p in sampled])
-
-    chosen = max(shared, key=lambda i: (rate(after[i]) - rate(before[i]), rate(after[i]), i))
+    chosen = max(shared, key=lambda i: (now[i] - rates[i], now[i], i))
     return Showcase(
         problem_id=chosen,
         question=problems[chosen].question,
-        rate_before=rate(before[chosen]),
-        rate_after=rate(after[chosen]),
-        before=_example(before[chosen], prefer_solved=rate(before[chosen]) >= rate(after[chosen])),
+        rate_before=rates[chosen],
+        rate_after=now[chosen],
+        before=_example(before[chosen], prefer_solved=rates[chosen] >= now[chosen]),
         after=_example(after[chosen], prefer_solved=True),
     )
 

@@ -145,10 +145,12 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
             context.stop = stop
             _loop(context)
             code, stopped = 0, ""
-        except BaseException:
+        except BaseException as error:
             if not stop.signal:
                 log.exception("the run ended with an error")
                 raise
+            if not isinstance(error, Interrupted):
+                log.warning("interrupted by %s, which came out as another error", stop.signal, exc_info=True)
             code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
             with attempt("looking for Ray", log):
                 workers.look_for_ray(2.0 if stop.signal == "SIGTERM" else 0.1)

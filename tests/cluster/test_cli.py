@@ -227,7 +227,7 @@ def test_too_little_memory(inside, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     code, error = inside("--problems", "p.jsonl", "--model", "model")
     assert code == 2
-    one_line(error, "memory: got '3.0 GB free'", "7 GB of free memory")
+    one_line(error, "memory: got '3.0 GB free'", "11 GB of free memory")
     assert sorted(tmp_path.rglob("*")) == before
 
 
