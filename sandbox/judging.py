@@ -153,6 +153,7 @@ def run_output(raw: RawRun, spec: RunSpec) -> RunOutput:
     # Not validated again: the value has just been decoded from typed JSON.
     return RunOutput.model_construct(
         verdict=verdict,
+        exit_status=os.waitstatus_to_exitcode(raw.reply.wait_status),
         value=end.value,
         stdout=stdout,
         cpu_s=raw.reply.cpu_s,

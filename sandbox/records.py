@@ -151,9 +151,13 @@ class SuiteResult(_Record):
 
 
 class RunOutput(_Record):
-    """What a program did on one input. `value` (calls) or `stdout` (stdin runs) is meaningful when `ok`."""
+    """What a program did on one input. `value` (calls) or `stdout` (stdin runs) is meaningful when `ok`.
+
+    `exit_status` is the program's own, negative for the signal that ended it, None where it did not run.
+    """
 
     verdict: Verdict
+    exit_status: int | None = None
     value: Value = None
     stdout: str = ""
     cpu_s: float = 0.0

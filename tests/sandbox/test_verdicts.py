@@ -234,3 +234,11 @@ def test_run_calls_gives_values_and_errors(best: Bench) -> None:
     outputs = best.call(best.pool.run_stdin("print(input()[::-1])", ["ab", ""], QUICK))
     assert [output.verdict.value for output in outputs] == ["accepted", "runtime_error"]
     assert outputs[0].stdout == "ba\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [("pass", 0), ("raise SystemExit(3)", 3), ("1/0", 1), ("import os\nos.kill(os.getpid(), 9)", -9), ("x = (", 1)],
+)
+def test_exit_status_is_the_kernel_s(best: Bench, source: str, status: int) -> None:
+    assert best.stdout(source).exit_status == status
