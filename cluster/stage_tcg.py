@@ -27,7 +27,16 @@ from reasoning.test_cases import (
     sft_completions,
     tcg_messages,
 )
-from sandbox import CallCase, RunOutput, StdioCase, Submission, Verdict
+from sandbox import (
+    CallCase,
+    CheckerProgram,
+    ExactValue,
+    RunOutput,
+    StdioCase,
+    Submission,
+    TokenComparator,
+    Verdict,
+)
 
 CALL_DEADLINE_S = 600.0
 
@@ -231,9 +240,12 @@ async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: 
 
 def _accepts(test: ProblemTest, value: Any) -> bool:
     case = test.case
+    # Where a checker program decides, several answers are right; references still have to agree on one.
+    programmed = isinstance(case.comparator, CheckerProgram)
     if isinstance(case, StdioCase):
-        return isinstance(value, str) and case.comparator.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
-    return case.comparator.accepts(value, case.expected)
+        comparator = TokenComparator() if programmed else case.comparator
+        return isinstance(value, str) and comparator.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
+    return (ExactValue() if programmed else case.comparator).accepts(value, case.expected)
 
 
 def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> float | None:

@@ -12,16 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from reasoning.asserts import AssertedCase, AssertError, convert_assert, convert_check, imports_of
 from reasoning.errors import InputError
 from reasoning.records import Demonstration, Problem, ProblemTest
-from sandbox import CallCase, CloseValue, ExactValue, ExpressionCase
+from sandbox import AssertCase
 
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 HELD_OUT_SHARE = 0.25
 MBPP_TEST_IDS = range(11, 511)
-_EQUAL = ExactValue(bool_is_int=True)
-"""What `==` of an assert means: 0 equals False."""
-
 
 BadRow = Callable[[int, str, str], None]
 """Told of a row that is left out: its number, id and what is wrong with it."""
@@ -118,6 +116,8 @@ def row_id(row: Any) -> str:
         return ""
     if "task_id" in row and "test_list" in row:
         return f"mbpp/{row['task_id']}"
+    if "task_id" in row and "canonical_solution" in row:
+        return str(row["task_id"]).lower()
     return str(row.get("id", ""))
 
 
@@ -127,6 +127,8 @@ def from_row(row: Any) -> Problem:
         raise RowError(f"a JSON object is needed, not {type(row).__name__}")
     if "test_list" in row:
         return from_mbpp(row)
+    if "canonical_solution" in row and "test" in row:
+        return from_humaneval(row)
     try:
         # JSON text, so that typed values (tuples, sets) are decoded.
         text = json.dumps(row)
@@ -179,7 +181,7 @@ def from_mbpp(row: Mapping[str, Any]) -> Problem:
     if not asserts:
         raise RowError("field test_list: is empty")
     entry_point = _entry_point(code, asserts)
-    tests = [ProblemTest(case=convert_assert(a, entry_point, setup), shown=True) for a in asserts]
+    tests = [ProblemTest(case=_mbpp_case(a, entry_point, setup, code), shown=True) for a in asserts]
     split = "heldout" if task in MBPP_TEST_IDS else "train"
     text = f"{question.strip()} The function is `{entry_point}`."
     return Problem(
@@ -190,6 +192,17 @@ def from_mbpp(row: Mapping[str, Any]) -> Problem:
         tests=tuple(tests),
         split=split,
     )
+
+
+def _mbpp_case(text: str, entry_point: str, setup: str, code: str) -> AssertedCase:
+    try:
+        case = convert_assert(text, entry_point, setup)
+    except AssertError as error:
+        raise RowError(str(error)) from None
+    if isinstance(case, AssertCase):
+        # Run apart from the solution, so what its imports gave to the test has to come along.
+        case = case.model_copy(update={"code": "\n".join(part for part in (imports_of(code), case.code) if part)})
+    return case
 
 
 def _entry_point(code: str, asserts: Sequence[str]) -> str:
@@ -212,83 +225,28 @@ def _entry_point(code: str, asserts: Sequence[str]) -> str:
     raise RowError("no test calls a function that the code defines")
 
 
-def convert_assert(text: str, entry_point: str, setup: str = "") -> CallCase | ExpressionCase:
-    """`assert f(args) == literal` and its usual variants as a case whose comparison happens outside.
+# --- HumanEval ---
 
-    Also taken: truth (`assert f(x)`, `assert not f(x)`), `math.isclose(f(x), y, rel_tol=...)`, literal on the left.
-    Raises RowError for anything else.
-    """
+
+def from_humaneval(row: Mapping[str, Any]) -> Problem:
+    """A row of HumanEval (`task_id`, `prompt`, `canonical_solution`, `test`, `entry_point`). Raises RowError."""
     try:
-        return _convert_assert(text, entry_point, setup)
-    except RowError:
-        raise
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        # Values that no case holds (`...`, nesting without end), other arguments of isclose.
-        raise RowError(f"test cannot be converted: {text[:80]!r}") from None
-
-
-def _convert_assert(text: str, entry_point: str, setup: str) -> CallCase | ExpressionCase:
-    body = ast.parse(text.strip()).body
-    if len(body) != 1 or not isinstance(body[0], ast.Assert):
-        raise RowError(f"test is not one assert: {text[:80]!r}")
-    condition = body[0].test
-    if isinstance(condition, ast.Compare) and len(condition.ops) == 1:
-        operator, left, right = condition.ops[0], condition.left, condition.comparators[0]
-        if isinstance(operator, ast.Eq | ast.Is):
-            if not _is_constant(right):
-                left, right = right, left
-            if _is_constant(right):
-                return _case(left, _constant(right), entry_point, setup)
-        raise RowError(f"test compares with something that is not a literal: {text[:80]!r}")
-    if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not):
-        return _case(condition.operand, False, entry_point, setup)
-    if isinstance(condition, ast.Call) and ast.unparse(condition.func) in {"math.isclose", "isclose"}:
-        tolerances = {k.arg: ast.literal_eval(k.value) for k in condition.keywords if k.arg}
-        value, expected = condition.args
-        if not _is_literal(expected):
-            raise RowError(f"test compares with something that is not a literal: {text[:80]!r}")
-        close = CloseValue(rel_tol=tolerances.get("rel_tol", 1e-9), abs_tol=tolerances.get("abs_tol", 0.0))
-        return _case(value, ast.literal_eval(expected), entry_point, setup).model_copy(update={"comparator": close})
-    return _case(condition, True, entry_point, setup)
-
-
-def _case(call: ast.expr, expected: Any, entry_point: str, setup: str) -> CallCase | ExpressionCase:
-    plain = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == entry_point
-    if plain and not setup.strip():
-        assert isinstance(call, ast.Call)
-        named = {k.arg: k.value for k in call.keywords}
-        if None not in named and all(_is_literal(a) for a in [*call.args, *named.values()]):
-            return CallCase(
-                args=[ast.literal_eval(a) for a in call.args],
-                kwargs={str(k): ast.literal_eval(v) for k, v in named.items()},
-                expected=expected,
-                comparator=_EQUAL,
-            )
-    return ExpressionCase(setup=setup, expression=ast.unparse(call), expected=expected, comparator=_EQUAL)
-
-
-_COLLECTIONS = {"set": set, "frozenset": frozenset, "list": list, "tuple": tuple}
-
-
-def _constant(node: ast.expr) -> Any:
-    """The value of a literal, or of `set(literal)` and its like. Raises ValueError for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _COLLECTIONS:
-        if len(node.args) != 1 or node.keywords:
-            raise ValueError("not a constant")
-        return _COLLECTIONS[node.func.id](ast.literal_eval(node.args[0]))
-    return ast.literal_eval(node)
-
-
-def _is_constant(node: ast.expr) -> bool:
+        prompt, solution = str(row["prompt"]), str(row["canonical_solution"])
+        entry_point, test, name = str(row["entry_point"]), str(row["test"]), str(row["task_id"])
+    except KeyError as error:
+        raise RowError(f"not in HumanEval's layout: no field {error}") from None
     try:
-        _constant(node)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return False
-    return True
-
-
-def _is_literal(node: ast.expr) -> bool:
-    return not isinstance(node, ast.Call) and _is_constant(node)
+        cases = convert_check(test, entry_point)
+    except AssertError as error:
+        raise RowError(str(error)) from None
+    return Problem(
+        id=name.lower(),
+        question=f"Complete this function.\n\n{prompt.strip()}",
+        entry_point=entry_point,
+        references=(prompt + solution,),
+        tests=tuple(ProblemTest(case=case) for case in cases),
+        split="heldout",
+    )
 
 
 # --- splits ---

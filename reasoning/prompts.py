@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from reasoning.records import Demonstration, Problem, ProblemTest
 from reasoning.steps import render
-from sandbox import CallCase, ExpressionCase, StdioCase
+from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase
 
 SYSTEM = "You solve programming problems in steps: pseudocode first, then Python code."
 
@@ -27,6 +27,8 @@ def example_text(test: ProblemTest, entry_point: str | None) -> str:
             return f"{entry_point}({', '.join(arguments)}) == {case.expected!r}"
         case ExpressionCase():
             return f"{case.expression} == {case.expected!r}"
+        case AssertCase():
+            return case.code.strip()
 
 
 def question_text(problem: Problem, tests: Sequence[ProblemTest]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from reasoning.records import Origin, Problem, ProblemTest, Suite
-from sandbox import CallCase, ExpressionCase, StdioCase
+from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase
 
 
 def assemble(problem: Problem, generated: Sequence[ProblemTest], size: int) -> Suite:
@@ -50,3 +50,5 @@ def _input_of(test: ProblemTest) -> str:
             return repr((case.args, case.kwargs))
         case ExpressionCase():
             return f"{case.setup}\n{case.expression}"
+        case AssertCase():
+            return case.code

@@ -22,7 +22,7 @@ from typing import Any
 
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
-from sandbox import CallCase, ExpressionCase, StdioCase, encode_value
+from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase, encode_value
 
 SYSTEM_TCG = "You write test cases for programs."
 CASES_PER_PROMPT = 3
@@ -64,7 +64,7 @@ def tcg_messages(problem: Problem, code: str | None) -> list[Message]:
 def renderable(test: ProblemTest) -> bool:
     """Whether `render_cases` can write the test: plain calls and stdin programs of modest size."""
     case = test.case
-    if isinstance(case, ExpressionCase) or (isinstance(case, CallCase) and case.kwargs):
+    if isinstance(case, ExpressionCase | AssertCase) or (isinstance(case, CallCase) and case.kwargs):
         return False
     given, output = input_text(test), output_text(test)
     if len(given) + len(output) > MAX_CASE_CHARACTERS:
@@ -85,6 +85,7 @@ def input_text(test: ProblemTest) -> str:
 
 def output_text(test: ProblemTest) -> str:
     case = test.case
+    assert isinstance(case, StdioCase | CallCase)
     return case.expected.strip("\n") if isinstance(case, StdioCase) else repr(case.expected)
 
 

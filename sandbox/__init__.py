@@ -9,10 +9,11 @@ pydantic, and `sandbox.inside` not even that.
         result = await pool.judge(Submission(source=..., entry_point="f", cases=[CallCase(args=[2], expected=4)]))
 """
 
-from sandbox.comparators import CloseValue, ExactValue, FloatComparator, TokenComparator, UnorderedValue
+from sandbox.comparators import CheckerProgram, CloseValue, ExactValue, FloatComparator, TokenComparator, UnorderedValue
 from sandbox.isolation import IsolationReport, SandboxUnavailableError
 from sandbox.pool import LocalPool, PoolClosedError, PoolStats, detect, detect_async
 from sandbox.records import (
+    AssertCase,
     CallCase,
     Case,
     CaseResult,
@@ -35,9 +36,11 @@ from sandbox.verdicts import Verdict, suite_verdict
 
 __all__ = [
     "TYPED_JSON",
+    "AssertCase",
     "CallCase",
     "Case",
     "CaseResult",
+    "CheckerProgram",
     "CloseValue",
     "ExactValue",
     "ExpressionCase",

@@ -27,6 +27,7 @@ HELLO_TIMEOUT_S: Final = 30.0
 # A reply comes at the wall limit at the latest; a loaded machine may need longer to reap and report.
 REPLY_GRACE_S: Final = 15.0
 EXIT_TIMEOUT_S: Final = 3.0
+PING_TIMEOUT_S: Final = 10.0
 MESSAGE_MAX: Final = 65536
 STDERR_TAIL_BYTES: Final = 2048
 STACK_BYTES: Final = 64 * 1024 * 1024
@@ -75,17 +76,19 @@ class RunSpec:
     memory_bytes: int
     output_bytes: int
     threads: int
+    test: bytes | None = None  # of a pair: the source of the second process
 
 
 @dataclass(frozen=True)
 class RawRun:
-    """What a run left behind: the kernel's statement and three files."""
+    """What a run left behind: the kernel's statement and three files. Of a pair: the solution's, with its `test`."""
 
     reply: wire.Reply
     stdout: bytes
     stderr_tail: bytes
     stderr_size: int
     result: bytes
+    test: RawRun | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Cell:
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, stderr_fd: int) -> None:
         self.runs = 0
+        self.grown_kib = 0  # by how much the zygote's memory has grown since its first run
+        self._first_rss_kib = 0
         self.report: IsolationReport
         self.zygote_pid = process.pid
         self._process = process
@@ -195,20 +200,18 @@ class Cell:
         self._next_id += 1
         files: list[int] = []
         try:
-            files.append(sealed_file("input", spec.input_data))
-            files += [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
+            files += _files_of(spec)
             request = wire.Request(
                 self._next_id, spec.mode, spec.cpu_s, spec.wall_s, spec.memory_bytes, spec.output_bytes, STACK_BYTES,
                 spec.threads,
             )  # fmt: skip
-            rights = struct.pack(f"{1 + len(files)}i", spec.source_fd, *files)
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
-            self._control.sendmsg([request.pack()], ancillary)
-            data = await self._receive(spec.wall_s + REPLY_GRACE_S, "reply")
-            reply = wire.Reply.unpack(data)
-            if reply.run_id != self._next_id:
+            self._send(request, (spec.source_fd, *files))
+            replies = wire.unpack_replies(await self._receive(spec.wall_s + REPLY_GRACE_S, "reply"))
+            if len(replies) != (1 if spec.test is None else 2) or any(r.run_id != self._next_id for r in replies):
                 raise CellError("the zygote answered another request")
-            return _collect(reply, files, spec.output_bytes)
+            self.grown_kib = max(0, replies[0].zygote_rss_kib - self._first_rss_kib) if self._first_rss_kib else 0
+            self._first_rss_kib = self._first_rss_kib or replies[0].zygote_rss_kib
+            return _collect(replies, files, spec.output_bytes)
         except (OSError, struct.error) as error:
             self._dead = True
             raise CellError(f"{type(error).__name__}: {error}") from None
@@ -218,6 +221,25 @@ class Cell:
         finally:
             for fd in files:
                 os.close(fd)
+
+    async def ping(self) -> None:
+        """Ask the zygote whether it still serves. Raises CellError when it does not answer."""
+        self._next_id += 1
+        try:
+            self._send(wire.Request(self._next_id, wire.MODE_PING, 0.0, 0.0, 0, 0, 0, 0), ())
+            (reply,) = wire.unpack_replies(await self._receive(PING_TIMEOUT_S, "answer to a ping"))
+            if reply.run_id != self._next_id:
+                raise CellError("the zygote answered another request")
+        except (OSError, ValueError, struct.error) as error:
+            self._dead = True
+            raise CellError(f"{type(error).__name__}: {error}") from None
+        except BaseException:
+            self._dead = True
+            raise
+
+    def _send(self, request: wire.Request, fds: Sequence[int]) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        self._control.sendmsg([request.pack()], ancillary)
 
     async def _receive(self, timeout_s: float, what: str) -> bytes:
         if self._dead:
@@ -303,17 +325,34 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _collect(reply: wire.Reply, files: Sequence[int], limit: int) -> RawRun:
-    _, stdout, stderr, result = files
-    stderr_size = os.fstat(stderr).st_size
-    tail_from = max(0, stderr_size - STDERR_TAIL_BYTES)
-    return RawRun(
-        reply=reply,
-        stdout=_read(stdout, limit),
-        stderr_tail=os.pread(stderr, STDERR_TAIL_BYTES, tail_from),
-        stderr_size=stderr_size,
-        result=_read(result, limit),
-    )
+def _files_of(spec: RunSpec) -> list[int]:
+    """The descriptors of one run besides its source, in the order of `wire.REQUEST_FDS`. The caller closes them."""
+    files: list[int] = []
+    try:
+        files.append(sealed_file("input", b"" if spec.test is not None else spec.input_data))
+        files += [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
+        if spec.test is not None:
+            files += [sealed_file("test", spec.test), sealed_file("test-input", spec.input_data)]
+            files.append(os.memfd_create("test-log", os.MFD_CLOEXEC))
+    except BaseException:
+        for fd in files:
+            os.close(fd)
+        raise
+    return files
+
+
+def _collect(replies: Sequence[wire.Reply], files: Sequence[int], limit: int) -> RawRun:
+    stdout, stderr, result = files[1:4]
+    if len(replies) == 1:
+        return _raw(replies[0], _read(stdout, limit), stderr, _read(result, limit))
+    test = _raw(replies[1], b"", files[6], _read(result, limit))
+    return replace(_raw(replies[0], _read(stdout, limit), stderr, b""), test=test)
+
+
+def _raw(reply: wire.Reply, stdout: bytes, stderr: int, result: bytes) -> RawRun:
+    size = os.fstat(stderr).st_size
+    tail = os.pread(stderr, STDERR_TAIL_BYTES, max(0, size - STDERR_TAIL_BYTES))
+    return RawRun(reply, stdout, tail, size, result)
 
 
 def _read(fd: int, limit: int) -> bytes:

@@ -5,7 +5,7 @@ with "$". Everything else is an object with one tag:
 
     {"$tuple": [...]}   {"$set": [...]}   {"$frozenset": [...]}   {"$dict": [[key, value], ...]}
     {"$bytes": "base64"}   {"$complex": [re, im]}   {"$float": "nan" | "inf" | "-inf"}   {"$int": "0x..."}
-    {"$str": "base64 of UTF-8 with lone surrogates"}
+    {"$str": "base64 of UTF-8 with lone surrogates"}   {"$fraction": [numerator, denominator]}   {"$decimal": "1.50"}
 
 Only exact builtin types leave `encode_value`; an instance of a subclass is read through the methods of its base, so
 that overridden methods have no say. Standard library only: this module also runs inside the sandbox, where it encodes
@@ -18,6 +18,8 @@ import base64
 import json
 import math
 from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any, Final
 
 MAX_DEPTH: Final = 100
@@ -26,9 +28,12 @@ MAX_NODES: Final = 2_000_000
 BIG_INT: Final = 1 << 63
 # Honest sets have almost no equal hashes; thousands of them would make decoding quadratic.
 MAX_EQUAL_HASHES: Final = 1000
+# Reading a fraction takes its greatest common divisor, which is quadratic in the digits.
+MAX_FRACTION_BITS: Final = 50_000
+MAX_DECIMAL_CHARACTERS: Final = 10_000
 
 _MRO = type.__dict__["__mro__"]
-_BASES: Final = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
+_BASES: Final = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, Fraction, Decimal)
 
 
 class UnserializableError(TypeError):
@@ -133,6 +138,12 @@ class _Encoder:
             return {key: self.encode(item, depth + 1) for key, item in value.items()}
         return {"$dict": [[self.encode(key, depth + 1), self.encode(item, depth + 1)] for key, item in value.items()]}
 
+    def _fraction(self, value: Fraction, depth: int) -> Any:
+        return {"$fraction": [self._int(value.numerator, depth), self._int(value.denominator, depth)]}
+
+    def _decimal(self, value: Decimal, depth: int) -> Any:
+        return {"$decimal": str(value)}
+
 
 _ENCODERS: Final[dict[type, Any]] = {
     int: _Encoder._int,
@@ -145,6 +156,8 @@ _ENCODERS: Final[dict[type, Any]] = {
     set: _Encoder._set,
     frozenset: _Encoder._frozenset,
     dict: _Encoder._dict,
+    Fraction: _Encoder._fraction,
+    Decimal: _Encoder._decimal,
 }
 
 # How to read a subclass instance without calling anything that the subclass defines.
@@ -285,6 +298,25 @@ class _Decoder:
         except ValueError:
             raise MalformedValueError("$int needs a hexadecimal string") from None
 
+    def _fraction(self, content: Any, depth: int) -> Any:
+        parts = self._items(content, depth)
+        if len(parts) != 2 or not all(type(part) is int for part in parts) or parts[1] < 1:
+            raise MalformedValueError("$fraction needs two ints, the second above 0")
+        if max(part.bit_length() for part in parts) > MAX_FRACTION_BITS:
+            raise MalformedValueError(f"a $fraction has more than {MAX_FRACTION_BITS} bits")
+        return Fraction(parts[0], parts[1])
+
+    def _decimal(self, content: Any, depth: int) -> Any:
+        if type(content) is not str or len(content) > MAX_DECIMAL_CHARACTERS:
+            raise MalformedValueError("$decimal needs a string of a number")
+        try:
+            value = Decimal(content)
+        except InvalidOperation:
+            raise MalformedValueError("$decimal needs a string of a number") from None
+        if value.is_snan():
+            raise MalformedValueError("a signalling nan cannot be compared")
+        return value
+
 
 _DECODERS: Final[dict[str, Any]] = {
     "$tuple": _Decoder._tuple,
@@ -296,6 +328,8 @@ _DECODERS: Final[dict[str, Any]] = {
     "$complex": _Decoder._complex,
     "$float": _Decoder._float,
     "$int": _Decoder._int,
+    "$fraction": _Decoder._fraction,
+    "$decimal": _Decoder._decimal,
 }
 
 

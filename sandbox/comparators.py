@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,8 +19,11 @@ _INT: Final = re.compile(rb"[+-]?[0-9]+")
 _FLOAT: Final = re.compile(
     rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?|inf|infinity|nan)", re.IGNORECASE
 )
+_DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
 MAX_UNPAIRED: Final = 2000
+MAX_DECIMAL_EXPONENT: Final = 4300
+MAX_CHECKER_BYTES: Final = 256 * 1024
 
 
 class _Comparator(BaseModel):
@@ -28,16 +33,19 @@ class _Comparator(BaseModel):
 class TokenComparator(_Comparator):
     """Lines of tokens: trailing and repeated blanks, blank lines and CRLF make no difference; line breaks do.
 
-    Only ASCII white space separates tokens, so a no-break space is part of one.
+    Only ASCII white space separates tokens, so a no-break space is part of one. `decimal`: tokens that write the same
+    number are the same (1.0 and 1, 1e3 and 1000, +5, 007), exactly, without a tolerance.
     """
 
     kind: Literal["token"] = "token"
     ignore_case: bool = False
     unordered_lines: bool = False
+    decimal: bool = False
 
     def accepts(self, output: bytes, expected: str) -> bool:
         """Whether `output` says the same as `expected`."""
-        return tokens_match(output, expected.encode("utf-8", "surrogatepass"), self.ignore_case, self.unordered_lines)
+        data = expected.encode("utf-8", "surrogatepass")
+        return tokens_match(output, data, self.ignore_case, self.unordered_lines, self.decimal)
 
 
 class FloatComparator(_Comparator):
@@ -52,28 +60,45 @@ class FloatComparator(_Comparator):
         return floats_match(output, expected.encode("utf-8", "surrogatepass"), self.rel_tol, self.abs_tol)
 
 
-StdioComparator = Annotated[TokenComparator | FloatComparator, Field(discriminator="kind")]
+class CheckerProgram(_Comparator):
+    """A program that looks at the answer, for tasks with several right ones. Runs in a process of its own.
+
+    `entry_point` names a function of `source` that gets (input, output, expected): the stdin and stdout as text, or the
+    list of arguments and the returned value. Only True accepts the answer; a checker that fails refuses it.
+    """
+
+    kind: Literal["program"] = "program"
+    source: str = Field(min_length=1, max_length=MAX_CHECKER_BYTES)
+    entry_point: str = "check"
+
+
+StdioComparator = Annotated[TokenComparator | FloatComparator | CheckerProgram, Field(discriminator="kind")]
 
 
 class ExactValue(_Comparator):
     """The same value. Where a float is expected a number within the tolerances will do; everything else is exact.
 
     1 and 1.0 are the same, True and 1 are not (unless `bool_is_int`); list and tuple are the same only for
-    `sequence_kind="any"`; nan equals nan; set equals frozenset.
+    `sequence_kind="any"`; nan equals nan; set equals frozenset. `rationals`: Fraction and Decimal count as the numbers
+    they are, otherwise they equal nothing else. `wrapped`: the expected value is a list with the answer as its only
+    item, as some data sets store it; the answer itself will do as well.
     """
 
     kind: Literal["exact"] = "exact"
     sequence_kind: Literal["exact", "any"] = "exact"
     bool_is_int: bool = False
+    rationals: bool = False
+    wrapped: bool = False
     rel_tol: float = Field(default=1e-6, ge=0, lt=1)
     abs_tol: float = Field(default=1e-9, ge=0, lt=1)
 
     def accepts(self, returned: Any, expected: Any) -> bool:
         """Whether `returned` is the expected value."""
-        return values_match(returned, expected, self._rules())
-
-    def _rules(self) -> Rules:
-        return Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, close_ints=False)
+        rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, False, self.rationals)
+        if values_match(returned, expected, rules):
+            return True
+        only = self.wrapped and type(expected) is list and len(expected) == 1
+        return only and values_match(returned, expected[0], rules)
 
 
 class CloseValue(_Comparator):
@@ -91,11 +116,15 @@ class CloseValue(_Comparator):
 
 
 class UnorderedValue(_Comparator):
-    """The same items in any order, duplicates counted; list, tuple and set are interchangeable at the top."""
+    """The same items in any order; list, tuple and set are interchangeable at the top.
+
+    Repeated items count, unless `ignore_repeats` (a test that compares `set(answer)`).
+    """
 
     kind: Literal["unordered"] = "unordered"
     sequence_kind: Literal["exact", "any"] = "exact"
     bool_is_int: bool = False
+    ignore_repeats: bool = False
     rel_tol: float = Field(default=1e-6, ge=0, lt=1)
     abs_tol: float = Field(default=1e-9, ge=0, lt=1)
 
@@ -104,11 +133,14 @@ class UnorderedValue(_Comparator):
         rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, close_ints=False)
         collections = (list, tuple, set, frozenset)
         if type(returned) in collections and type(expected) in collections:
-            return _same_items(list(returned), list(expected), rules)
+            ours, theirs = list(returned), list(expected)
+            if self.ignore_repeats:
+                ours, theirs = _distinct(ours), _distinct(theirs)
+            return _same_items(ours, theirs, rules)
         return values_match(returned, expected, rules)
 
 
-ValueComparator = Annotated[ExactValue | CloseValue | UnorderedValue, Field(discriminator="kind")]
+ValueComparator = Annotated[ExactValue | CloseValue | UnorderedValue | CheckerProgram, Field(discriminator="kind")]
 
 
 def token_lines(text: bytes) -> list[list[bytes]]:
@@ -116,16 +148,38 @@ def token_lines(text: bytes) -> list[list[bytes]]:
     return [tokens for line in text.replace(b"\r\n", b"\n").split(b"\n") if (tokens := line.split())]
 
 
-def tokens_match(output: bytes, expected: bytes, ignore_case: bool = False, unordered_lines: bool = False) -> bool:
+def tokens_match(
+    output: bytes, expected: bytes, ignore_case: bool = False, unordered_lines: bool = False, decimal: bool = False
+) -> bool:
     """The rule of TokenComparator."""
     if output == expected:
         return True
     if ignore_case:
         output, expected = _folded(output), _folded(expected)
     ours, theirs = token_lines(output), token_lines(expected)
+    if decimal:
+        ours, theirs = _numbers_spelt_alike(ours), _numbers_spelt_alike(theirs)
     if unordered_lines:
         ours, theirs = sorted(ours), sorted(theirs)
     return ours == theirs
+
+
+def _numbers_spelt_alike(lines: list[list[bytes]]) -> list[list[bytes]]:
+    return [[_spelling(token) for token in line] for line in lines]
+
+
+def _spelling(token: bytes) -> bytes:
+    """One spelling for each decimal number, the token itself for anything else: sign, digits, e, exponent."""
+    parts = _DECIMAL.fullmatch(token)
+    if parts is None:
+        return token
+    sign, whole, fraction, exponent = parts.groups(b"")
+    kept = (whole + fraction).lstrip(b"0")
+    digits = kept.rstrip(b"0")
+    if not digits:
+        return b"0"
+    power = int(exponent or b"0") - len(fraction) + len(kept) - len(digits)
+    return b"%s%se%d" % (b"-" if sign == b"-" else b"", digits, power)
 
 
 def _folded(text: bytes) -> bytes:
@@ -159,18 +213,29 @@ def _plain_int(token: bytes) -> bytes:
 class Rules:
     """How two values are compared, all the way down."""
 
-    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "rel_tol")
+    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "rationals", "rel_tol")
 
-    def __init__(self, any_sequence: bool, bool_is_int: bool, rel_tol: float, abs_tol: float, close_ints: bool) -> None:
+    def __init__(
+        self,
+        any_sequence: bool,
+        bool_is_int: bool,
+        rel_tol: float,
+        abs_tol: float,
+        close_ints: bool,
+        rationals: bool = False,
+    ) -> None:
         self.any_sequence = any_sequence
         self.bool_is_int = bool_is_int
         self.rel_tol = rel_tol
         self.abs_tol = abs_tol
         self.close_ints = close_ints
+        self.rationals = rationals
 
 
 def values_match(returned: Any, expected: Any, rules: Rules) -> bool:
     """Whether two values of exact builtin types are the same under `rules`."""
+    if rules.rationals:
+        returned, expected = _plain_number(returned), _plain_number(expected)
     ours, theirs = type(returned), type(expected)
     if ours is bool or theirs is bool:
         if ours is theirs:
@@ -188,6 +253,30 @@ def values_match(returned: Any, expected: Any, rules: Rules) -> bool:
     if theirs is dict:
         return ours is dict and len(returned) == len(expected) and _dicts_match(returned, expected, rules)
     return ours is theirs and bool(returned == expected)
+
+
+def _plain_number(value: Any) -> Any:
+    """A Fraction or Decimal that is whole as an int, any other as the nearest float; other values as they are."""
+    if type(value) is Fraction:
+        return int(value) if value.denominator == 1 else _as_float(value)
+    if type(value) is Decimal:
+        if not value.is_finite():
+            return _as_float(value)
+        # Not int() of any exponent: 1E+999999 has a million digits.
+        whole = value.adjusted() <= MAX_DECIMAL_EXPONENT and value == value.to_integral_value()
+        return int(value) if whole else _as_float(value)
+    return value
+
+
+def _as_float(value: Fraction | Decimal) -> float:
+    try:
+        return float(value)
+    except (OverflowError, ValueError):
+        return math.nan if value != value else math.copysign(math.inf, value)
+
+
+def _distinct(items: list[Any]) -> list[Any]:
+    return list({_frozen(item): item for item in items}.values())
 
 
 def _all_match(returned: Sequence[Any], expected: Sequence[Any], rules: Rules) -> bool:

@@ -6,22 +6,27 @@ import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sandbox.cell import RawRun, RunSpec
 from sandbox.codec import MalformedValueError, dumps, encode_value, loads
+from sandbox.comparators import CheckerProgram
 from sandbox.inside import wire
 from sandbox.records import (
     BASE_OUTPUT_BYTES,
     CALL_OUTPUT_BYTES,
+    AnyCase,
+    AssertCase,
     CallCase,
     CaseResult,
     ExpressionCase,
     Limits,
     RunOutput,
     StdioCase,
+    Submission,
     output_bytes,
+    source_bytes,
 )
 from sandbox.verdicts import Verdict
 
@@ -41,6 +46,22 @@ class Outcome:
     compiled: bool | None  # None when the run did not get far enough to tell
     detail: str | None
     value: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program returned or printed, for a checker to look at."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judged case, whether the source compiled, and an answer that still has to be checked by a program."""
+
+    result: CaseResult
+    compiled: bool
+    unchecked: Answer | None = None
 
 
 def spec_for_stdin(source_fd: int, stdin: str, limits: Limits, case: StdioCase | None) -> RunSpec:
@@ -66,6 +87,28 @@ def spec_for_expression(source_fd: int, case: ExpressionCase, limits: Limits) ->
     return _spec(wire.MODE_EXPRESSION, source_fd, json.dumps(task).encode(), limits, size)
 
 
+def spec_for_assert(source_fd: int, case: AssertCase, entry_point: str, limits: Limits) -> RunSpec:
+    """Test code and solution: in two processes, or in one where the case trusts the solution."""
+    size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
+    task = {"entry_point": case.entry_point or entry_point}
+    if case.trust == "shared":
+        return _spec(wire.MODE_SHARED, source_fd, json.dumps({**task, "test": case.code}).encode(), limits, size)
+    spec = _spec(wire.MODE_PAIR, source_fd, json.dumps(task).encode(), limits, size)
+    return replace(spec, test=source_bytes(case.code))
+
+
+def spec_for_case(source_fd: int, case: AnyCase, submission: Submission) -> RunSpec:
+    """The run of one case of a submission."""
+    limits, entry_point = submission.limits, submission.entry_point or ""
+    if isinstance(case, StdioCase):
+        return spec_for_stdin(source_fd, case.stdin, limits, case)
+    if isinstance(case, CallCase):
+        return spec_for_call(source_fd, entry_point, case.args, case.kwargs, limits, case)
+    if isinstance(case, AssertCase):
+        return spec_for_assert(source_fd, case, entry_point, limits)
+    return spec_for_expression(source_fd, case, limits)
+
+
 def _spec(mode: int, source_fd: int, data: bytes, limits: Limits, size: int) -> RunSpec:
     memory = limits.memory_mb * 1024 * 1024
     return RunSpec(mode, source_fd, data, limits.cpu_s, limits.effective_wall_s, memory, size, limits.threads)
@@ -73,6 +116,8 @@ def _spec(mode: int, source_fd: int, data: bytes, limits: Limits, size: int) -> 
 
 def infrastructure_failure(raw: RawRun) -> str | None:
     """Why the run does not count, or None. Only what trusted code and the kernel said is looked at."""
+    if raw.test is not None and (failure := infrastructure_failure(raw.test)) is not None:
+        return f"test process: {failure}"
     stages = raw.reply.stages
     if stages.startswith(wire.STAGE_ERROR):
         return f"boot failed: {stages[1:].decode('utf-8', 'replace')}"
@@ -115,26 +160,93 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
         return Outcome(Verdict.RUNTIME_ERROR, True, f"the returned value is not typed JSON: {error}")
 
 
-def case_result(raw: RawRun, spec: RunSpec, case: StdioCase | CallCase | ExpressionCase) -> tuple[CaseResult, bool]:
-    """The judged run, and whether the source compiled."""
-    end = outcome(raw, spec)
+def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
+    """The verdict on a solution whose test ran in another process. Only that other process can say "accepted"."""
+    solution = outcome(replace(raw, result=b"null"), spec)
+    # Killed because the test was over, or ended by itself at the end of its calls: says nothing.
+    if solution.verdict is not Verdict.ACCEPTED and raw.reply.killed_by != wire.KILLED_DONE:
+        if solution.verdict is not Verdict.RUNTIME_ERROR:
+            return solution
+    elif raw.reply.killed_by == wire.KILLED_DONE:
+        solution = Outcome(Verdict.ACCEPTED, True, None)
+    if not test.reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN):
+        return Outcome(Verdict.SANDBOX_ERROR, True, f"the test code does not compile: {_last_line(test.stderr_tail)}")
+    end, said = outcome(test, spec), _said(test.result)
+    if end.verdict is Verdict.ACCEPTED and said.get("passed") is True:
+        return Outcome(Verdict.ACCEPTED, True, None)
+    detail = str(said.get("detail", end.detail))
+    if said.get("by") == "gone":
+        return solution if solution.verdict is not Verdict.ACCEPTED else Outcome(Verdict.RUNTIME_ERROR, True, detail)
+    if said.get("by") == "solution":
+        memory = _is_memory_error(detail)
+        return Outcome(Verdict.MEMORY_LIMIT if memory else Verdict.RUNTIME_ERROR, True, detail)
+    if end.verdict not in (Verdict.ACCEPTED, Verdict.RUNTIME_ERROR):
+        return replace(end, detail=f"in the test: {end.detail}")
+    return Outcome(Verdict.WRONG_ANSWER, True, detail)
+
+
+def _said(result: bytes) -> dict[str, Any]:
+    """What the test wrote before it failed."""
+    try:
+        said = loads(result)
+    except MalformedValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def case_result(raw: RawRun, spec: RunSpec, case: AnyCase) -> Judged:
+    """The judged run. An answer that a program has to check is passed on as if it were accepted."""
+    end = outcome(raw, spec) if raw.test is None else pair_outcome(raw, raw.test, spec)
     verdict, detail = end.verdict, end.detail
-    returned = None
-    if verdict is Verdict.ACCEPTED and not isinstance(case, StdioCase) and len(raw.result) <= RETURNED_MAX_BYTES:
-        returned = dumps(end.value)
-    if verdict is Verdict.ACCEPTED and not _right(raw, end, case):
+    returned, unchecked = None, None
+    if verdict is Verdict.ACCEPTED and isinstance(case, CallCase | ExpressionCase):
+        returned = dumps(end.value) if len(raw.result) <= RETURNED_MAX_BYTES else None
+    if verdict is Verdict.ACCEPTED and checker_of(case) is not None:
+        answer = raw.stdout.decode("utf-8", "surrogateescape") if isinstance(case, StdioCase) else end.value
+        unchecked = Answer(answer)
+    elif verdict is Verdict.ACCEPTED and not _right(raw, end, case):
         verdict, detail = Verdict.WRONG_ANSWER, _difference(returned, case)
+    both = [raw.reply] if raw.test is None else [raw.reply, raw.test.reply]
     result = CaseResult(
         verdict=verdict,
-        cpu_s=raw.reply.cpu_s,
-        wall_s=raw.reply.wall_s,
-        peak_rss_mb=raw.reply.peak_rss_kib / 1024,
+        cpu_s=sum(reply.cpu_s for reply in both),
+        wall_s=max(reply.wall_s for reply in both),
+        peak_rss_mb=max(reply.peak_rss_kib for reply in both) / 1024,
         stdout_head=_text(raw.stdout[:STDOUT_HEAD_BYTES]),
         stderr_tail=_text(raw.stderr_tail),
         detail=detail,
         returned=returned,
     )
-    return result, end.compiled is True
+    return Judged(result, end.compiled is True, unchecked)
+
+
+def checker_of(case: AnyCase) -> CheckerProgram | None:
+    """The program that has to look at an answer to this case, if that is how it is judged."""
+    comparator = None if isinstance(case, AssertCase) else case.comparator
+    return comparator if isinstance(comparator, CheckerProgram) else None
+
+
+def spec_for_checker(source_fd: int, case: AnyCase, answer: Answer, limits: Limits) -> RunSpec:
+    """The run of a checker on an answer. Raises UnserializableError for an answer that is nested too deeply."""
+    checker = checker_of(case)
+    assert checker is not None and not isinstance(case, AssertCase)
+    given: Any = case.stdin if isinstance(case, StdioCase) else None
+    if isinstance(case, CallCase):
+        given = case.args
+    return spec_for_call(source_fd, checker.entry_point, [given, answer.value, case.expected], {}, limits, None)
+
+
+def checked(raw: RawRun, spec: RunSpec) -> tuple[Verdict, str | None]:
+    """What a checker's run says about the answer. Only True accepts it."""
+    end = outcome(raw, spec)
+    if end.verdict is Verdict.COMPILE_ERROR:
+        return Verdict.SANDBOX_ERROR, f"the checker does not compile: {end.detail}"
+    if end.verdict is not Verdict.ACCEPTED:
+        # An answer can be such that the checker stumbles over it, so this counts against the answer.
+        return Verdict.WRONG_ANSWER, f"the checker ended with {end.verdict.value}: {end.detail}"
+    if end.value is True:
+        return Verdict.ACCEPTED, None
+    return Verdict.WRONG_ANSWER, "the checker refused the answer"
 
 
 def run_output(raw: RawRun, spec: RunSpec) -> RunOutput:
@@ -202,8 +314,12 @@ def _failure(last_line: str, reply: wire.Reply) -> str:
     return last_line
 
 
-def _right(raw: RawRun, end: Outcome, case: StdioCase | CallCase | ExpressionCase) -> bool:
+def _right(raw: RawRun, end: Outcome, case: AnyCase) -> bool:
     try:
+        if isinstance(case, AssertCase):
+            return raw.test is not None or end.value is True
+        if isinstance(case.comparator, CheckerProgram):
+            return False
         if isinstance(case, StdioCase):
             return case.comparator.accepts(raw.stdout, case.expected)
         return case.comparator.accepts(end.value, case.expected)
@@ -212,8 +328,10 @@ def _right(raw: RawRun, end: Outcome, case: StdioCase | CallCase | ExpressionCas
         return False
 
 
-def _difference(returned: str | None, case: StdioCase | CallCase | ExpressionCase) -> str:
+def _difference(returned: str | None, case: AnyCase) -> str:
     """In typed JSON: repr() refuses integers of thousands of digits."""
     if isinstance(case, StdioCase):
         return "the output differs from the expected one"
+    if isinstance(case, AssertCase):
+        return "the test did not come to its end"
     return f"returned {'a long value' if returned is None else returned[:200]}, expected {dumps(case.expected)[:200]}"

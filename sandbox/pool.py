@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 from sandbox import judging, selftest
 from sandbox.cell import PRELOAD, Cell, CellError, CellOptions, RawRun, RunSpec, sealed_file
+from sandbox.codec import UnserializableError
 from sandbox.isolation import (
     BEST_LEVEL,
     LEVEL_NAMES,
@@ -27,13 +28,13 @@ from sandbox.isolation import (
     SandboxUnavailableError,
     unsafe_allowed,
 )
+from sandbox.judging import Answer, Judged
 from sandbox.records import (
-    CallCase,
+    AnyCase,
+    AssertCase,
     CaseResult,
-    ExpressionCase,
     Limits,
     RunOutput,
-    StdioCase,
     Submission,
     SuiteResult,
     checked_source,
@@ -49,8 +50,6 @@ QUEUE_LIMIT: Final = 1024
 DEFAULT_LIMITS: Final = Limits()
 
 _Made = TypeVar("_Made")
-AnyCase = StdioCase | CallCase | ExpressionCase
-
 
 _ENDS = {
     "never": frozenset[Verdict](),
@@ -223,14 +222,15 @@ class LocalPool:
         isolation = self.isolation
         async with self._program(submission.source) as source_fd:
             results = await self._judge_cases(submission, source_fd)
-        cases = tuple(result for result, _ in results)
+        cases = tuple(judged.result for judged in results)
         return SuiteResult(
             verdict=suite_verdict(case.verdict for case in cases),
-            compiles=any(compiled for _, compiled in results),
+            compiles=any(judged.compiled for judged in results),
             passed=sum(case.verdict is Verdict.ACCEPTED for case in cases),
             total=len(cases),
             cases=cases,
             isolation=isolation,
+            shared_trust=sum(isinstance(case, AssertCase) and case.trust == "shared" for case in submission.cases),
         )
 
     async def run_calls(
@@ -269,37 +269,45 @@ class LocalPool:
                 os.close(source_fd)
             self._stats.programs += 1
 
-    async def _judge_cases(self, submission: Submission, source_fd: int) -> list[tuple[CaseResult, bool]]:
+    async def _judge_cases(self, submission: Submission, source_fd: int) -> list[Judged]:
         first, *rest = submission.cases
         results = [await self._judge_case(submission, first, source_fd)]
         ends = _ENDS[submission.stop]
         skipped = "an earlier case failed" if submission.stop == "first_failure" else "an earlier case ran out of time"
-        if results[0][0].verdict is Verdict.COMPILE_ERROR:
+        if results[0].result.verdict is Verdict.COMPILE_ERROR:
             skipped = "the source does not compile"
         elif submission.stop == "never":
             results += await _together([self._judge_case(submission, case, source_fd) for case in rest])
         else:
             for case in rest:
-                if results[-1][0].verdict in ends:
+                if results[-1].result.verdict in ends:
                     break
                 results.append(await self._judge_case(submission, case, source_fd))
         missing = len(submission.cases) - len(results)
-        return results + [(CaseResult(verdict=Verdict.NOT_RUN, detail=skipped), False)] * missing
+        return results + [Judged(CaseResult(verdict=Verdict.NOT_RUN, detail=skipped), False)] * missing
 
-    async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> tuple[CaseResult, bool]:
-        limits = submission.limits
-        if isinstance(case, StdioCase):
-            spec = judging.spec_for_stdin(source_fd, case.stdin, limits, case)
-        elif isinstance(case, CallCase):
-            entry_point = submission.entry_point or ""
-            spec = judging.spec_for_call(source_fd, entry_point, case.args, case.kwargs, limits, case)
-        else:
-            spec = judging.spec_for_expression(source_fd, case, limits)
-        return await self._run(
-            spec,
-            lambda raw: judging.case_result(raw, spec, case),
-            lambda reason: (CaseResult(verdict=Verdict.SANDBOX_ERROR, detail=reason), False),
-        )
+    async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> Judged:
+        spec = judging.spec_for_case(source_fd, case, submission)
+        judged = await self._run(spec, lambda raw: judging.case_result(raw, spec, case), _lost_case)
+        if judged.unchecked is None:
+            return judged
+        verdict, detail = await self._check(case, judged.unchecked, submission.limits)
+        return Judged(judged.result.model_copy(update={"verdict": verdict, "detail": detail}), judged.compiled)
+
+    async def _check(self, case: AnyCase, answer: Answer, limits: Limits) -> tuple[Verdict, str | None]:
+        """What the case's own checker says about an answer."""
+        checker = judging.checker_of(case)
+        assert checker is not None
+        source_fd = sealed_file("checker", source_bytes(checker.source))
+        try:
+            spec = judging.spec_for_checker(source_fd, case, answer, limits)
+            return await self._run(
+                spec, lambda raw: judging.checked(raw, spec), lambda reason: (Verdict.SANDBOX_ERROR, reason)
+            )
+        except UnserializableError as error:
+            return Verdict.WRONG_ANSWER, f"the answer cannot be given to the checker: {error}"
+        finally:
+            os.close(source_fd)
 
     async def _outputs(self, specs: Sequence[RunSpec]) -> list[RunOutput]:
         def failed(reason: str) -> RunOutput:
@@ -339,6 +347,10 @@ class LocalPool:
                 raise PoolClosedError("the pool was closed")
         self._stats.sandbox_errors += 1
         return failed(reason)
+
+
+def _lost_case(reason: str) -> Judged:
+    return Judged(CaseResult(verdict=Verdict.SANDBOX_ERROR, detail=reason), False)
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, _Made]]) -> list[_Made]:

@@ -75,7 +75,24 @@ class ExpressionCase(_Record):
     comparator: ValueComparator = ExactValue()
 
 
-Case = Annotated[StdioCase | CallCase | ExpressionCase, Field(discriminator="kind")]
+class AssertCase(_Record):
+    """Test code: statements that call the solution by `entry_point` (or `candidate`) and assert what they expect.
+
+    trust "checker": the code runs in a process of its own and the solution in another; calls go from one to the other
+    as typed JSON, so the solution never sees the test and cannot forge its outcome. Arguments and returned values have
+    to be plain values. Every other name that the code does not define is looked up in the solution, as a function.
+    trust "shared": both run in one process, for tests that need live objects (closures, instances). The solution can
+    forge the outcome; a submission has to allow it, and its result counts such cases.
+    """
+
+    kind: Literal["assert"] = "assert"
+    code: str = Field(min_length=1, max_length=MAX_SOURCE_BYTES)
+    entry_point: str | None = None
+    trust: Literal["checker", "shared"] = "checker"
+
+
+AnyCase = StdioCase | CallCase | ExpressionCase | AssertCase
+Case = Annotated[AnyCase, Field(discriminator="kind")]
 
 
 def source_bytes(source: str) -> bytes:
@@ -100,7 +117,8 @@ class Submission(_Record):
     """A program and the cases to judge it by. `entry_point` names a function, or `Class.method`.
 
     `stop`: when to leave the remaining cases out (`not_run`, never passed). An endless loop is endless on most cases:
-    `first_timeout` pays for it once and still counts every other failure.
+    `first_timeout` pays for it once and still counts every other failure. `allow_shared`: take test code that runs in
+    the solution's own process (`AssertCase.trust`), whose outcome the solution can forge: never for a reward.
     """
 
     source: str
@@ -108,13 +126,21 @@ class Submission(_Record):
     cases: list[Case] = Field(min_length=1)
     limits: Limits = Limits()
     stop: Literal["first_failure", "first_timeout", "never"] = "never"
+    allow_shared: bool = False
 
     _source_size = field_validator("source")(checked_source)
 
     @model_validator(mode="after")
-    def _calls_have_a_target(self) -> Submission:
-        if self.entry_point is None and any(case.kind == "call" for case in self.cases):
-            raise ValueError("a case of kind 'call' needs an entry_point, e.g. entry_point='solve'")
+    def _cases_can_be_run(self) -> Submission:
+        for number, case in enumerate(self.cases):
+            named = self.entry_point is not None or (isinstance(case, AssertCase) and case.entry_point is not None)
+            if isinstance(case, CallCase | AssertCase) and not named:
+                raise ValueError(f"cases.{number} of kind {case.kind!r} needs an entry_point, e.g. entry_point='solve'")
+            if isinstance(case, AssertCase) and case.trust == "shared" and not self.allow_shared:
+                raise ValueError(
+                    f"cases.{number} has trust='shared': the solution could forge its outcome; use trust='checker', or "
+                    "allow_shared=True where the result is no reward"
+                )
         return self
 
 
@@ -139,7 +165,8 @@ class SuiteResult(_Record):
     """A judged submission.
 
     `verdict` is accepted when every case is, else the strongest failure (see `suite_verdict`). `compiles` says
-    whether the source alone compiles, whatever the cases are.
+    whether the source alone compiles, whatever the cases are. `shared_trust` counts the cases that the solution could
+    have forged.
     """
 
     verdict: Verdict
@@ -148,6 +175,7 @@ class SuiteResult(_Record):
     total: int
     cases: tuple[CaseResult, ...]
     isolation: IsolationReport
+    shared_trust: int = 0
 
 
 class RunOutput(_Record):
@@ -172,11 +200,11 @@ class RunOutput(_Record):
         return self.verdict is Verdict.ACCEPTED
 
 
-def output_bytes(limits: Limits, case: StdioCase | CallCase | ExpressionCase | None, floor: int) -> int:
+def output_bytes(limits: Limits, case: AnyCase | None, floor: int) -> int:
     """The output limit of one run in bytes."""
     if limits.output_bytes is not None:
         return limits.output_bytes
-    if case is None:
+    if case is None or isinstance(case, AssertCase):
         return floor
     if isinstance(case, StdioCase):
         return floor + 4 * len(case.expected.encode("utf-8", "surrogatepass"))

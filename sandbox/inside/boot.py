@@ -36,15 +36,17 @@ class Plan:
     drop_capabilities: bool
 
 
-def become_run(request: wire.Request, fds: tuple[int, ...], stage_fd: int, plan: Plan) -> NoReturn:
-    """Turn this freshly forked process into a run. Never returns."""
+def become_run(
+    request: wire.Request, fds: tuple[int, ...], stage_fd: int, plan: Plan, channel_fd: int | None = None
+) -> NoReturn:
+    """Turn this freshly forked process into a run. Never returns. `channel_fd`: a test's way to its solution."""
     stage = stage_fd
     try:
-        source_fd, input_fd, result_fd, ruleset_fd, stage = _arrange(fds, stage_fd, plan.ruleset_fd)
+        source_fd, input_fd, result_fd, ruleset_fd, stage = _arrange(fds, stage_fd, plan.ruleset_fd, channel_fd)
         _limit(request, plan)
         _restrict(plan, ruleset_fd)
         source = _read_all(source_fd)
-        payload = b"" if request.mode == wire.MODE_STDIO else _read_all(input_fd)
+        payload = _read_all(input_fd) if request.mode in _WITH_PAYLOAD else b""
         os.close(source_fd)
         os.close(input_fd)
         if plan.filter_bytes is not None:
@@ -61,18 +63,27 @@ def become_run(request: wire.Request, fds: tuple[int, ...], stage_fd: int, plan:
     program.execute(request.mode, code, payload, result_fd)
 
 
-def _arrange(fds: tuple[int, ...], stage_fd: int, ruleset_fd: int | None) -> tuple[int, int, int, int | None, int]:
-    """Standard streams on 0-2, the result on 3, what boot still needs above 99, all else closed."""
+_WITH_PAYLOAD: Final = frozenset({wire.MODE_CALL, wire.MODE_EXPRESSION, wire.MODE_SHARED, wire.MODE_CHECK})
+
+
+def _arrange(
+    fds: tuple[int, ...], stage_fd: int, ruleset_fd: int | None, channel_fd: int | None
+) -> tuple[int, int, int, int | None, int]:
+    """Standard streams on 0-2, the result on 3, a channel on 4, what boot still needs above 99, all else closed."""
     source, given_input, stdout, stderr, result = fds
     kept = [source, given_input, result, stage_fd] + ([] if ruleset_fd is None else [ruleset_fd])
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH_FD) for fd in kept]
+    channel = None if channel_fd is None else fcntl.fcntl(channel_fd, fcntl.F_DUPFD, HIGH_FD)
     os.dup2(given_input, 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     kernel.close_range(3, HIGH_FD - 1)
-    kernel.close_range(max(high) + 1, 0x7FFFFFFF)
+    kernel.close_range(max(high if channel is None else [*high, channel]) + 1, 0x7FFFFFFF)
     os.dup2(high[2], RESULT_FD)
     os.close(high[2])
+    if channel is not None:
+        os.dup2(channel, program.CHANNEL_FD)
+        os.close(channel)
     return high[0], high[1], RESULT_FD, high[4] if ruleset_fd is not None else None, high[3]
 
 

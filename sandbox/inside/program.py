@@ -18,9 +18,11 @@ import types
 from typing import Any, Final, NoReturn
 
 from sandbox import codec
-from sandbox.inside import wire
+from sandbox.inside import calls, wire
 
 FILE_NAME: Final = "solution.py"
+TEST_FILE_NAME: Final = "test.py"
+CHANNEL_FD: Final = 4
 # Python's default; the frames of the runner are added, so that a program has all of it.
 RECURSION_LIMIT: Final = 1000
 STDIN_BUFFER: Final = 1 << 16
@@ -76,6 +78,10 @@ def execute(mode: int, code: types.CodeType, payload: bytes, result_fd: int) -> 
     sys.setrecursionlimit(RECURSION_LIMIT + depth)
     if mode == wire.MODE_STDIO:
         _run_script(code, module)
+    if mode == wire.MODE_SERVE:
+        _run_server(code, module, result_fd)
+    if mode == wire.MODE_CHECK:
+        _run_test(code, module, payload, result_fd)
     _run_for_value(mode, code, module, payload, result_fd)
 
 
@@ -129,20 +135,60 @@ def _run_for_value(
         names = module.__dict__
         exec(code, names)
         if mode == wire.MODE_CALL:
-            value = _entry_point(names, task["entry_point"])(*arguments, **keywords)
+            value: Any = _entry_point(names, task["entry_point"])(*arguments, **keywords)
+        elif mode == wire.MODE_SHARED:
+            names.setdefault("candidate", _entry_point(names, task["entry_point"]))
+            exec(compile(task["test"], TEST_FILE_NAME, "exec", dont_inherit=True), names)
+            value = True
         else:
             if task["setup"]:
                 exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
             value = eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
-        text = codec.dumps(value).encode()
-        os.ftruncate(result_fd, 0)
-        done = 0
-        while done < len(text):
-            done += os.pwrite(result_fd, text[done:], done)
+        _write(result_fd, codec.dumps(value))
     except BaseException as error:
         _report(error)
         _leave(1)
     _leave(0)
+
+
+def _run_server(code: types.CodeType, module: types.ModuleType, channel: int) -> NoReturn:
+    """Define what the program defines, then answer the calls of its test."""
+    names = module.__dict__
+    try:
+        exec(code, names)
+        calls.serve(channel, lambda name: _entry_point(names, name), _report)
+    except BaseException as error:
+        _report(error)
+        _leave(1)
+    _leave(0)
+
+
+def _run_test(code: types.CodeType, module: types.ModuleType, payload: bytes, result_fd: int) -> NoReturn:
+    """Run test code whose calls go to the solution's process; say how it ended."""
+    caller = calls.Caller(CHANNEL_FD)
+    names = module.__dict__
+    try:
+        names.update(caller.names(code, json.loads(payload)["entry_point"]))
+        exec(code, names)
+        _write(result_fd, json.dumps({"passed": True}))
+    except BaseException as error:
+        _report(error)
+        by = "test"
+        if error is caller.failure:
+            by = "gone" if isinstance(error, calls.SolutionGone) else "solution"
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        _write(result_fd, json.dumps({"passed": False, "by": by, "detail": text[:500]}))
+        _leave(1)
+    _leave(0)
+
+
+def _write(result_fd: int, text: str) -> None:
+    """Put the result in place of whatever the program wrote there."""
+    data = text.encode()
+    os.ftruncate(result_fd, 0)
+    done = 0
+    while done < len(data):
+        done += os.pwrite(result_fd, data[done:], done)
 
 
 def _entry_point(names: dict[str, Any], name: str) -> Any:

@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -210,7 +211,7 @@ def _ruleset(level: int, disabled: set[str], libraries: list[str], report: dict[
 
 
 def _serve(control: socket.socket, plan: boot.Plan) -> None:
-    """One request, one fork, one reply, until the executor closes the socket."""
+    """One request, one reply, until the executor closes the socket."""
     room = socket.CMSG_SPACE(4 * len(wire.REQUEST_FDS))
     while True:
         data, ancillary, _, _ = control.recvmsg(wire.REQUEST.size + 1, room)
@@ -219,67 +220,126 @@ def _serve(control: socket.socket, plan: boot.Plan) -> None:
         fds: tuple[int, ...] = ()
         for _, _, content in ancillary:
             fds += tuple(int.from_bytes(content[i : i + 4], sys.byteorder) for i in range(0, len(content) - 3, 4))
-        reply = _run(control, wire.Request.unpack(data), fds, plan)
-        control.send(reply.pack())
+        request = wire.Request.unpack(data)
+        runs = [] if request.mode == wire.MODE_PING else _start(request, fds, plan)
+        for fd in fds:
+            os.close(fd)
+        _watch(control, runs)
+        control.send(wire.pack_replies([run.reply() for run in runs] or [wire.Reply.about_nothing(request.run_id)]))
 
 
-def _run(control: socket.socket, request: wire.Request, fds: tuple[int, ...], plan: boot.Plan) -> wire.Reply:
-    stage_read, stage_write = os.pipe()
-    started = time.monotonic()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        pid = -1
-        refusal = wire.STAGE_ERROR + f"fork: {error}".encode()
-    if pid == 0:
+class _Run:
+    """One forked process, from the fork to what the kernel said about it."""
+
+    def __init__(
+        self, request: wire.Request, fds: tuple[int, ...], plan: boot.Plan, channel: int | None = None
+    ) -> None:
+        self.request = request
+        self.killed = wire.KILLED_NO
+        self.status = 0
+        self.refusal = b""
+        self.ended = False
+        self.cpu_s = self.system_s = self.wall_s = 0.0
+        self.peak_rss_kib = 0
+        self._stages, stage_write = os.pipe()
+        self.started = time.monotonic()
         try:
-            boot.become_run(request, fds, stage_write, plan)
-        finally:
-            os._exit(1)
-    for fd in (*fds, stage_write):
-        os.close(fd)
-    if pid < 0:
-        os.close(stage_read)
-        return wire.Reply(request.run_id, 0, 0, 0.0, 0.0, 0.0, 0, 0, refusal)
-    killed = _watch(control, request, pid, started)
-    _, status, usage = os.wait4(pid, 0)
-    wall = time.monotonic() - started
-    stages = os.read(stage_read, wire.STAGE_MAX)
-    os.close(stage_read)
-    if os.WIFEXITED(status):
-        killed = wire.KILLED_NO  # it ended by itself just before the signal
-    cpu = usage.ru_utime + usage.ru_stime
-    return wire.Reply(request.run_id, status, killed, cpu, wall, usage.ru_stime, usage.ru_maxrss, 1, stages)
+            self.pid = os.fork()
+        except OSError as error:
+            self.pid, self.ended = -1, True
+            self.refusal = wire.STAGE_ERROR + f"fork: {error}".encode()
+        if self.pid == 0:
+            try:
+                boot.become_run(request, fds, stage_write, plan, channel)
+            finally:
+                os._exit(1)
+        os.close(stage_write)
+        self.pidfd = _pidfd(self.pid) if self.pid > 0 else -1
+
+    def left(self) -> tuple[float, float]:
+        """Seconds of CPU and of the clock that are left."""
+        cpu_clock = (~self.pid << 3) | 2  # the kernel's name for "CPU time of process pid"
+        return self.request.cpu_s - _cpu(cpu_clock), self.request.wall_s - (time.monotonic() - self.started)
+
+    def kill(self, why: int) -> None:
+        """Send SIGKILL, once. The process is our child and not reaped yet, so its number is its own."""
+        if self.killed == wire.KILLED_NO and not self.ended:
+            self.killed = why
+            os.kill(self.pid, signal.SIGKILL)
+
+    def gone(self) -> bool:
+        """Whether it has ended; takes note of how."""
+        if not self.ended:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.ended, self.status = True, status
+                self.wall_s = time.monotonic() - self.started
+                self.cpu_s, self.system_s = usage.ru_utime + usage.ru_stime, usage.ru_stime
+                self.peak_rss_kib = usage.ru_maxrss
+                if os.WIFEXITED(status):
+                    self.killed = wire.KILLED_NO  # it ended by itself just before the signal
+        return self.ended
+
+    def reply(self) -> wire.Reply:
+        """What there is to say, after the end."""
+        stages = self.refusal or os.read(self._stages, wire.STAGE_MAX)
+        os.close(self._stages)
+        return wire.Reply(
+            self.request.run_id, self.status, self.killed, self.cpu_s, self.wall_s, self.system_s, self.peak_rss_kib,
+            int(self.pid > 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, stages,
+        )  # fmt: skip
 
 
-def _watch(control: socket.socket, request: wire.Request, pid: int, started: float) -> int:
-    """Wait for the end of a run; kill it at its CPU or wall limit, or when the executor is gone."""
-    cpu_clock = (~pid << 3) | 2  # the kernel's name for "CPU time of process pid"
+def _start(request: wire.Request, fds: tuple[int, ...], plan: boot.Plan) -> list[_Run]:
+    """Fork what the request asks for. The run whose end ends the others comes last."""
+    if request.mode != wire.MODE_PAIR:
+        return [_Run(request, fds, plan)]
+    source, given_input, stdout, stderr, result, test_source, test_input, test_log = fds
+    ours, theirs = socket.socketpair()
+    solution_fds = (source, given_input, stdout, stderr, theirs.fileno())
+    test_fds = (test_source, test_input, test_log, test_log, result)
+    # Each side ends up with its own end alone: boot closes all that it was not given.
+    solution = _Run(request._replace(mode=wire.MODE_SERVE), solution_fds, plan)
+    test = _Run(request._replace(mode=wire.MODE_CHECK), test_fds, plan, ours.fileno())
+    ours.close()
+    theirs.close()
+    return [solution, test]
+
+
+def _watch(control: socket.socket, runs: list[_Run]) -> None:
+    """Wait for the end of all runs; kill one at its limits, all when the executor is gone or the last has ended."""
     poller = select.poll()
     poller.register(control, select.POLLIN)
-    pidfd = _pidfd(pid)
-    if pidfd >= 0:
-        poller.register(pidfd, select.POLLIN)
-    killed = wire.KILLED_NO
-    wait = min(request.cpu_s, request.wall_s)
-    try:
-        while True:
-            ready = [fd for fd, _ in poller.poll((wait if pidfd >= 0 else NO_PIDFD_POLL_S) * 1000 + 1)]
-            if control.fileno() in ready:
-                # Nothing is ever sent during a run: the executor has closed the socket.
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                os._exit(0)
-            if pidfd in ready or (pidfd < 0 and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
-                return killed
-            left_cpu, left_wall = request.cpu_s - _cpu(cpu_clock), request.wall_s - (time.monotonic() - started)
-            if killed == wire.KILLED_NO and (left_cpu <= 0 or left_wall <= 0):
-                killed = wire.KILLED_CPU if left_cpu <= 0 else wire.KILLED_WALL
-                os.kill(pid, signal.SIGKILL)
-            wait = max(POLL_SLACK_S, min(left_cpu, left_wall)) if killed == wire.KILLED_NO else 1.0
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
+    living = [run for run in runs if not run.ended]
+    for run in living:
+        if run.pidfd >= 0:
+            poller.register(run.pidfd, select.POLLIN)
+    wait = min((min(run.request.cpu_s, run.request.wall_s) for run in living), default=0.0)
+    while living:
+        if any(run.pidfd < 0 for run in living):
+            wait = NO_PIDFD_POLL_S
+        if any(fd == control.fileno() for fd, _ in poller.poll(wait * 1000 + 1)):
+            # Nothing is ever sent during a run: the executor has closed the socket.
+            for run in living:
+                os.kill(run.pid, signal.SIGKILL)
+                os.waitpid(run.pid, 0)
+            os._exit(0)
+        for run in [run for run in living if run.gone()]:
+            living.remove(run)
+            if run.pidfd >= 0:
+                poller.unregister(run.pidfd)
+                os.close(run.pidfd)
+        wait = min((_kill_or_wait(run, runs[-1].ended) for run in living), default=0.0)
+
+
+def _kill_or_wait(run: _Run, done: bool) -> float:
+    """Kill a run that has no time left, or that nobody needs any more; else how long it may go on unobserved."""
+    if done:
+        run.kill(wire.KILLED_DONE)
+    left_cpu, left_wall = run.left()
+    if left_cpu <= 0 or left_wall <= 0:
+        run.kill(wire.KILLED_CPU if left_cpu <= 0 else wire.KILLED_WALL)
+    return max(POLL_SLACK_S, min(left_cpu, left_wall)) if run.killed == wire.KILLED_NO else 1.0
 
 
 def _pidfd(pid: int) -> int:
