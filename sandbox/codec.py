@@ -5,7 +5,7 @@ with "$". Everything else is an object with one tag:
 
     {"$tuple": [...]}   {"$set": [...]}   {"$frozenset": [...]}   {"$dict": [[key, value], ...]}
     {"$bytes": "base64"}   {"$complex": [re, im]}   {"$float": "nan" | "inf" | "-inf"}   {"$int": "0x..."}
-    {"$str": "base64 of UTF-8 with lone surrogates"}   {"$fraction": [numerator, denominator]}   {"$decimal": "1.50"}
+    {"$str": "base64 of UTF-8 with lone surrogates"}
 
 Only exact builtin types leave `encode_value`; an instance of a subclass is read through the methods of its base, so
 that overridden methods have no say. Standard library only: this module also runs inside the sandbox, where it encodes
@@ -18,7 +18,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Iterable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
@@ -28,12 +28,9 @@ MAX_NODES: Final = 2_000_000
 BIG_INT: Final = 1 << 63
 # Honest sets have almost no equal hashes; thousands of them would make decoding quadratic.
 MAX_EQUAL_HASHES: Final = 1000
-# Reading a fraction takes its greatest common divisor, which is quadratic in the digits.
-MAX_FRACTION_BITS: Final = 50_000
-MAX_DECIMAL_CHARACTERS: Final = 10_000
 
 _MRO = type.__dict__["__mro__"]
-_BASES: Final = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset, Fraction, Decimal)
+_BASES: Final = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 
 
 class UnserializableError(TypeError):
@@ -44,9 +41,12 @@ class MalformedValueError(ValueError):
     """The text is not typed JSON."""
 
 
-def encode_value(value: object) -> Any:
-    """`value` as a tree of plain JSON types. Raises UnserializableError."""
-    return _Encoder().encode(value, 0)
+def encode_value(value: object, rationals: bool = False) -> Any:
+    """`value` as a tree of plain JSON types. Raises UnserializableError.
+
+    rationals: take a Fraction or Decimal for the int that it is, or the nearest float.
+    """
+    return _Encoder(rationals).encode(value, 0)
 
 
 def decode_value(data: Any) -> Any:
@@ -57,9 +57,9 @@ def decode_value(data: Any) -> Any:
 _dump: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 
-def dumps(value: object) -> str:
-    """`value` as ASCII typed JSON text. Raises UnserializableError."""
-    return _dump(encode_value(value))
+def dumps(value: object, rationals: bool = False) -> str:
+    """`value` as ASCII typed JSON text, see `encode_value`. Raises UnserializableError."""
+    return _dump(encode_value(value, rationals))
 
 
 def loads(text: str | bytes) -> Any:
@@ -79,11 +79,15 @@ def _refuse_constant(name: str) -> Any:
 class _Encoder:
     """One encoding, counting its nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, rationals: bool) -> None:
         self.nodes = 0
+        self.rationals = rationals
 
     def encode(self, value: object, depth: int) -> Any:
         kind = type(value)
+        if self.rationals and isinstance(value, Fraction | Decimal):
+            value = _plain_number(value)
+            kind = type(value)
         if kind not in _BASES and value is not None:
             value = _as_base(value)
             kind = type(value)
@@ -138,12 +142,6 @@ class _Encoder:
             return {key: self.encode(item, depth + 1) for key, item in value.items()}
         return {"$dict": [[self.encode(key, depth + 1), self.encode(item, depth + 1)] for key, item in value.items()]}
 
-    def _fraction(self, value: Fraction, depth: int) -> Any:
-        return {"$fraction": [self._int(value.numerator, depth), self._int(value.denominator, depth)]}
-
-    def _decimal(self, value: Decimal, depth: int) -> Any:
-        return {"$decimal": str(value)}
-
 
 _ENCODERS: Final[dict[type, Any]] = {
     int: _Encoder._int,
@@ -156,8 +154,6 @@ _ENCODERS: Final[dict[type, Any]] = {
     set: _Encoder._set,
     frozenset: _Encoder._frozenset,
     dict: _Encoder._dict,
-    Fraction: _Encoder._fraction,
-    Decimal: _Encoder._decimal,
 }
 
 # How to read a subclass instance without calling anything that the subclass defines.
@@ -173,6 +169,15 @@ _READERS: Final[dict[type, Callable[[Any], object]]] = {
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
     dict: lambda value: dict(dict.items(value)),
 }
+
+
+def _plain_number(value: Fraction | Decimal) -> int | float:
+    """The int that a rational number is, else the nearest float."""
+    try:
+        whole = int(value)
+        return whole if whole == value else float(value)
+    except (OverflowError, ValueError):  # infinite, nan, or too large for a float
+        return float("nan") if value != value else math.copysign(math.inf, value)
 
 
 def _as_base(value: object) -> object:
@@ -298,25 +303,6 @@ class _Decoder:
         except ValueError:
             raise MalformedValueError("$int needs a hexadecimal string") from None
 
-    def _fraction(self, content: Any, depth: int) -> Any:
-        parts = self._items(content, depth)
-        if len(parts) != 2 or not all(type(part) is int for part in parts) or parts[1] < 1:
-            raise MalformedValueError("$fraction needs two ints, the second above 0")
-        if max(part.bit_length() for part in parts) > MAX_FRACTION_BITS:
-            raise MalformedValueError(f"a $fraction has more than {MAX_FRACTION_BITS} bits")
-        return Fraction(parts[0], parts[1])
-
-    def _decimal(self, content: Any, depth: int) -> Any:
-        if type(content) is not str or len(content) > MAX_DECIMAL_CHARACTERS:
-            raise MalformedValueError("$decimal needs a string of a number")
-        try:
-            value = Decimal(content)
-        except InvalidOperation:
-            raise MalformedValueError("$decimal needs a string of a number") from None
-        if value.is_snan():
-            raise MalformedValueError("a signalling nan cannot be compared")
-        return value
-
 
 _DECODERS: Final[dict[str, Any]] = {
     "$tuple": _Decoder._tuple,
@@ -328,8 +314,6 @@ _DECODERS: Final[dict[str, Any]] = {
     "$complex": _Decoder._complex,
     "$float": _Decoder._float,
     "$int": _Decoder._int,
-    "$fraction": _Decoder._fraction,
-    "$decimal": _Decoder._decimal,
 }
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +20,6 @@ _FLOAT: Final = re.compile(
 _DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
 MAX_UNPAIRED: Final = 2000
-MAX_DECIMAL_EXPONENT: Final = 4300
 MAX_CHECKER_BYTES: Final = 256 * 1024
 
 
@@ -79,9 +76,9 @@ class ExactValue(_Comparator):
     """The same value. Where a float is expected a number within the tolerances will do; everything else is exact.
 
     1 and 1.0 are the same, True and 1 are not (unless `bool_is_int`); list and tuple are the same only for
-    `sequence_kind="any"`; nan equals nan; set equals frozenset. `rationals`: Fraction and Decimal count as the numbers
-    they are, otherwise they equal nothing else. `wrapped`: the expected value is a list with the answer as its only
-    item, as some data sets store it; the answer itself will do as well.
+    `sequence_kind="any"`; nan equals nan; set equals frozenset. `rationals`: a returned Fraction or Decimal counts as
+    the number that it is; otherwise it cannot be returned. `wrapped`: the expected value is a list with the answer as
+    its only item, as some data sets store it; the answer itself will do as well.
     """
 
     kind: Literal["exact"] = "exact"
@@ -94,7 +91,7 @@ class ExactValue(_Comparator):
 
     def accepts(self, returned: Any, expected: Any) -> bool:
         """Whether `returned` is the expected value."""
-        rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, False, self.rationals)
+        rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, close_ints=False)
         if values_match(returned, expected, rules):
             return True
         only = self.wrapped and type(expected) is list and len(expected) == 1
@@ -213,29 +210,18 @@ def _plain_int(token: bytes) -> bytes:
 class Rules:
     """How two values are compared, all the way down."""
 
-    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "rationals", "rel_tol")
+    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "rel_tol")
 
-    def __init__(
-        self,
-        any_sequence: bool,
-        bool_is_int: bool,
-        rel_tol: float,
-        abs_tol: float,
-        close_ints: bool,
-        rationals: bool = False,
-    ) -> None:
+    def __init__(self, any_sequence: bool, bool_is_int: bool, rel_tol: float, abs_tol: float, close_ints: bool) -> None:
         self.any_sequence = any_sequence
         self.bool_is_int = bool_is_int
         self.rel_tol = rel_tol
         self.abs_tol = abs_tol
         self.close_ints = close_ints
-        self.rationals = rationals
 
 
 def values_match(returned: Any, expected: Any, rules: Rules) -> bool:
     """Whether two values of exact builtin types are the same under `rules`."""
-    if rules.rationals:
-        returned, expected = _plain_number(returned), _plain_number(expected)
     ours, theirs = type(returned), type(expected)
     if ours is bool or theirs is bool:
         if ours is theirs:
@@ -253,26 +239,6 @@ def values_match(returned: Any, expected: Any, rules: Rules) -> bool:
     if theirs is dict:
         return ours is dict and len(returned) == len(expected) and _dicts_match(returned, expected, rules)
     return ours is theirs and bool(returned == expected)
-
-
-def _plain_number(value: Any) -> Any:
-    """A Fraction or Decimal that is whole as an int, any other as the nearest float; other values as they are."""
-    if type(value) is Fraction:
-        return int(value) if value.denominator == 1 else _as_float(value)
-    if type(value) is Decimal:
-        if not value.is_finite():
-            return _as_float(value)
-        # Not int() of any exponent: 1E+999999 has a million digits.
-        whole = value.adjusted() <= MAX_DECIMAL_EXPONENT and value == value.to_integral_value()
-        return int(value) if whole else _as_float(value)
-    return value
-
-
-def _as_float(value: Fraction | Decimal) -> float:
-    try:
-        return float(value)
-    except (OverflowError, ValueError):
-        return math.nan if value != value else math.copysign(math.inf, value)
 
 
 def _distinct(items: list[Any]) -> list[Any]:

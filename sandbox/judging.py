@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sandbox.cell import RawRun, RunSpec
 from sandbox.codec import MalformedValueError, dumps, encode_value, loads
-from sandbox.comparators import CheckerProgram
+from sandbox.comparators import CheckerProgram, ExactValue
 from sandbox.inside import wire
 from sandbox.records import (
     BASE_OUTPUT_BYTES,
@@ -76,6 +76,8 @@ def spec_for_call(
 ) -> RunSpec:
     """A run that calls the entry point. Raises UnserializableError for arguments that cannot travel."""
     task = {"entry_point": entry_point, "args": encode_value(list(args)), "kwargs": encode_value(dict(kwargs))}
+    if case is not None and isinstance(case.comparator, ExactValue) and case.comparator.rationals:
+        task["rationals"] = True
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     return _spec(wire.MODE_CALL, source_fd, json.dumps(task).encode(), limits, size)
 
@@ -118,6 +120,8 @@ def infrastructure_failure(raw: RawRun) -> str | None:
     """Why the run does not count, or None. Only what trusted code and the kernel said is looked at."""
     if raw.test is not None and (failure := infrastructure_failure(raw.test)) is not None:
         return f"test process: {failure}"
+    if raw.reply.killed_by == wire.KILLED_DONE:
+        return None  # its test was over before it had begun, e.g. for a syntax error
     stages = raw.reply.stages
     if stages.startswith(wire.STAGE_ERROR):
         return f"boot failed: {stages[1:].decode('utf-8', 'replace')}"
@@ -162,13 +166,12 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
 
 def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
     """The verdict on a solution whose test ran in another process. Only that other process can say "accepted"."""
-    solution = outcome(replace(raw, result=b"null"), spec)
-    # Killed because the test was over, or ended by itself at the end of its calls: says nothing.
-    if solution.verdict is not Verdict.ACCEPTED and raw.reply.killed_by != wire.KILLED_DONE:
-        if solution.verdict is not Verdict.RUNTIME_ERROR:
-            return solution
-    elif raw.reply.killed_by == wire.KILLED_DONE:
-        solution = Outcome(Verdict.ACCEPTED, True, None)
+    reply = raw.reply
+    if reply.killed_by == wire.KILLED_DONE:  # because the test was over: the signal says nothing about the solution
+        reply = reply._replace(killed_by=wire.KILLED_NO, wait_status=0, stages=wire.STAGE_BOOT + wire.STAGE_RUN)
+    solution = outcome(replace(raw, reply=reply, result=b"null"), spec)
+    if solution.verdict not in (Verdict.ACCEPTED, Verdict.RUNTIME_ERROR):
+        return solution
     if not test.reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN):
         return Outcome(Verdict.SANDBOX_ERROR, True, f"the test code does not compile: {_last_line(test.stderr_tail)}")
     end, said = outcome(test, spec), _said(test.result)

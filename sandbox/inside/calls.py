@@ -20,6 +20,7 @@ from sandbox import codec
 LENGTH: Final = struct.Struct("<I")
 MAX_FRAME_BYTES: Final = 64 << 20
 ERROR_CHARACTERS: Final = 500
+READY: Final = "ready"
 
 
 class SolutionError(Exception):
@@ -65,7 +66,8 @@ def _read_exactly(fd: int, size: int) -> bytes | None:
 
 
 def serve(fd: int, find: Callable[[str], Any], report: Callable[[BaseException], None]) -> None:
-    """Answer calls until the test closes the channel. `find` gives the callable of a name."""
+    """Say that all is defined, then answer calls until the test closes the channel. `find` gives a name's callable."""
+    send(fd, READY)
     while True:
         request = receive(fd)
         if request is None:
@@ -114,6 +116,15 @@ class Caller:
     def __init__(self, fd: int) -> None:
         self.failure: BaseException | None = None
         self._fd = fd
+
+    def wait(self) -> None:
+        """Wait until the solution has defined what it defines. Raises SolutionGone when it ends before."""
+        try:
+            ready = receive(self._fd)
+        except (OSError, ValueError, RecursionError):
+            ready = READY  # nonsense: the first call will show it
+        if ready is None:
+            raise self._failed(SolutionGone("the solution ended before its first call"))
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` in the solution. Raises what it raised; SolutionGone when it does not answer any more."""

@@ -144,7 +144,7 @@ def _run_for_value(
             if task["setup"]:
                 exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
             value = eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
-        _write(result_fd, codec.dumps(value))
+        _write(result_fd, codec.dumps(value, task.get("rationals", False)))
     except BaseException as error:
         _report(error)
         _leave(1)
@@ -169,6 +169,7 @@ def _run_test(code: types.CodeType, module: types.ModuleType, payload: bytes, re
     names = module.__dict__
     try:
         names.update(caller.names(code, json.loads(payload)["entry_point"]))
+        caller.wait()
         exec(code, names)
         _write(result_fd, json.dumps({"passed": True}))
     except BaseException as error:

@@ -21,7 +21,7 @@ from sandbox.codec import dumps, loads
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.integers(min_value=2**60) | st.floats() | st.complex_numbers()
-    | st.fractions() | st.decimals(allow_nan=False) | st.binary(max_size=8) | st.text(alphabet=st.characters(codec=None), max_size=8) | st.sampled_from(["$", "$tuple", "\ud800"])
+    | st.binary(max_size=8) | st.text(alphabet=st.characters(codec=None), max_size=8) | st.sampled_from(["$", "$tuple", "\ud800"])
 )  # fmt: skip
 hashables = st.recursive(
     scalars,
