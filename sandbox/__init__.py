@@ -9,6 +9,7 @@ pydantic, and `sandbox.inside` not even that.
         result = await pool.judge(Submission(source=..., entry_point="f", cases=[CallCase(args=[2], expected=4)]))
 """
 
+from sandbox.cache import CachedBackend
 from sandbox.comparators import CheckerProgram, CloseValue, ExactValue, FloatComparator, TokenComparator, UnorderedValue
 from sandbox.isolation import IsolationReport, SandboxUnavailableError
 from sandbox.pool import LocalPool, PoolClosedError, PoolStats, detect, detect_async
@@ -37,6 +38,7 @@ from sandbox.verdicts import Verdict, suite_verdict
 __all__ = [
     "TYPED_JSON",
     "AssertCase",
+    "CachedBackend",
     "CallCase",
     "Case",
     "CaseResult",

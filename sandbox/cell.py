@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -92,13 +93,36 @@ class RawRun:
 
 
 @dataclass(frozen=True)
+class Package:
+    """An installed package: its name, the directory that it is imported from, the paths that belong to it."""
+
+    name: str
+    site: str
+    paths: tuple[str, ...]
+
+
+def find_package(name: str) -> Package:
+    """Where a package lies, without importing it. Raises ValueError when it is not installed."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.origin or not Path(spec.origin).exists():
+        raise ValueError(f"packages: {name!r} is no package that is installed here; name one, e.g. 'numpy'")
+    own = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+    libraries = own.parent / f"{name}.libs"  # where wheels keep the shared libraries that they bring
+    return Package(name, str(own.parent), tuple(str(path) for path in (own, libraries) if path.exists()))
+
+
+@dataclass(frozen=True)
 class CellOptions:
-    """How a cell is set up. `disabled` names layers to leave out, for tests of the other layers."""
+    """How a cell is set up. `disabled` names layers to leave out, for tests of the other layers.
+
+    `packages`: installed packages that programs may import, loaded before the first fork.
+    """
 
     level: int
     slot: int = 0
     disabled: Sequence[str] = ()
     preload: Sequence[str] = PRELOAD
+    packages: Sequence[Package] = ()
 
     def at_level(self, level: int) -> CellOptions:
         """The same cell at another level."""
@@ -174,6 +198,7 @@ class Cell:
             "parent": os.getpid(),
             "disabled": list(options.disabled),
             "preload": preload,
+            "packages": [asdict(package) for package in options.packages],
         }
         try:
             process = subprocess.Popen(

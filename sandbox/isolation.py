@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +18,8 @@ class IsolationReport(BaseModel):
 
     `level` is 3 (`cell`: namespaces, Landlock where present, seccomp, limits), 2 (`landlock`: the same without
     namespaces), 1 (`seccomp`: no file system at all) or 0 (`none`: limits only). `layers` says for each layer
-    "enforced", "unavailable: why", "failed: why" or "disabled".
+    "enforced", "unavailable: why", "failed: why" or "disabled". `container_hint` names the container that the process
+    seems to run in, None where nothing tells of one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +30,7 @@ class IsolationReport(BaseModel):
     kernel: str
     landlock_abi: int
     uid: int
+    container_hint: str | None = None
 
 
 class SandboxUnavailableError(RuntimeError):
@@ -55,4 +58,19 @@ def report_from_hello(level: int, layers: dict[str, str], landlock_abi: int) -> 
         kernel=os.uname().release,
         landlock_abi=landlock_abi,
         uid=os.getuid(),
+        container_hint=container_hint(),
     )
+
+
+def container_hint(root: Path = Path("/")) -> str | None:
+    """What kind of container this is, by its usual traces below `root`; for people, nothing depends on it."""
+    if (root / "var/run/secrets/kubernetes.io").exists() or "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    for trace, name in ((".dockerenv", "docker"), ("run/.containerenv", "podman")):
+        if (root / trace).exists():
+            return name
+    try:
+        groups = (root / "proc/1/cgroup").read_text(errors="replace")
+    except OSError:
+        return None
+    return next((name for name in ("docker", "kubepods", "lxc", "containerd") if name in groups), None)

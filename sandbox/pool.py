@@ -13,12 +13,12 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from sandbox import judging, selftest
-from sandbox.cell import PRELOAD, Cell, CellError, CellOptions, RawRun, RunSpec, sealed_file
+from sandbox.cell import PRELOAD, Cell, CellError, CellOptions, RawRun, RunSpec, find_package, sealed_file
 from sandbox.codec import UnserializableError
 from sandbox.isolation import (
     BEST_LEVEL,
@@ -46,6 +46,8 @@ log = logging.getLogger("sandbox")
 
 RETRIES: Final = 2
 RECYCLE_AFTER_RUNS: Final = 5000
+RECYCLE_AFTER_KIB: Final = 32 * 1024
+WATCHDOG_S: Final = 30.0
 QUEUE_LIMIT: Final = 1024
 DEFAULT_LIMITS: Final = Limits()
 
@@ -88,7 +90,8 @@ class _Slot:
 
     async def ready(self, recycle_after: int) -> Cell:
         """A live cell. Raises CellError when none comes up."""
-        if self.cell is not None and (not self.cell.alive or self.cell.runs >= recycle_after):
+        cell = self.cell
+        if cell is not None and (not cell.alive or cell.runs >= recycle_after or cell.grown_kib > RECYCLE_AFTER_KIB):
             await self.drop()
         if self.cell is None:
             self._stats.cells_started += 1
@@ -108,10 +111,12 @@ class LocalPool:
     slots: cells, each running one process at a time; the usable cores when None. min_level: refuse to start below
     this isolation level. level: take exactly this level instead of the best. allow_unsafe: run without isolation
     where nothing better exists; needs the environment variable O1CODER_SANDBOX_ALLOW_UNSAFE=1 as well.
-    queue_limit: submissions in work at once; more wait. disabled_layers: leave layers out, for tests of the others.
+    queue_limit: submissions in work at once; more wait. packages: installed packages that programs may import beside
+    the standard library, e.g. numpy. watchdog_s: how often idle cells are asked whether they still answer.
+    disabled_layers: leave layers out, for tests of the others.
 
     Use it as `async with LocalPool() as pool:`, on one event loop. Raises SandboxUnavailableError on entry when no
-    acceptable isolation is available.
+    acceptable isolation is available, ValueError for a package that is not installed.
     """
 
     def __init__(
@@ -124,6 +129,8 @@ class LocalPool:
         queue_limit: int = QUEUE_LIMIT,
         recycle_after: int = RECYCLE_AFTER_RUNS,
         preload: Sequence[str] = PRELOAD,
+        packages: Sequence[str] = (),
+        watchdog_s: float = WATCHDOG_S,
         disabled_layers: Sequence[str] = (),
     ) -> None:
         if slots is not None and slots < 1:
@@ -137,7 +144,10 @@ class LocalPool:
         self._level = level
         self._allow_unsafe = allow_unsafe
         self._recycle_after = recycle_after
-        self._options = CellOptions(level=0, disabled=tuple(disabled_layers), preload=tuple(preload))
+        found = tuple(find_package(name) for name in packages)
+        self._options = CellOptions(0, disabled=tuple(disabled_layers), preload=tuple(preload), packages=found)
+        self._watchdog_s = watchdog_s
+        self._watchdog: asyncio.Task[None] | None = None
         self._stats = PoolStats()
         self._slots: list[_Slot] = []
         self._free: asyncio.Queue[_Slot] = asyncio.Queue()
@@ -173,11 +183,28 @@ class LocalPool:
         self._isolation = first.report
         log.info("sandbox level %d (%s): %s", first.report.level, first.report.level_name, first.report.layers)
         for number in range(self.slots):
-            options = CellOptions(first.report.level, number, self._options.disabled, self._options.preload)
-            slot = _Slot(options, self._stats)
+            slot = _Slot(replace(self._options, level=first.report.level, slot=number), self._stats)
             slot.cell = first if number == 0 else None
             self._slots.append(slot)
             self._free.put_nowait(slot)
+        self._watchdog = asyncio.create_task(self._watch_idle_cells())
+
+    async def _watch_idle_cells(self) -> None:
+        """A zygote that dies is noticed at once; this one finds those that hang, before a run is lost to them."""
+        while True:
+            await asyncio.sleep(self._watchdog_s)
+            for _ in range(self._free.qsize()):
+                if self._free.empty():  # a ping takes a moment, and others take slots meanwhile
+                    break
+                slot = self._free.get_nowait()
+                try:
+                    if slot.cell is not None and slot.cell.alive:
+                        await slot.cell.ping()
+                except CellError as error:
+                    log.warning("an idle cell is replaced: %s", error)
+                    await slot.drop()
+                finally:
+                    self._free.put_nowait(slot)
 
     async def _first_cell(self) -> Cell:
         unsafe = unsafe_allowed(self._allow_unsafe)
@@ -212,6 +239,9 @@ class LocalPool:
     async def aclose(self) -> None:
         """End every cell. Runs in flight and waiting calls raise PoolClosedError; no process is left."""
         self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            await asyncio.gather(self._watchdog, return_exceptions=True)
         await asyncio.gather(*(slot.drop() for slot in self._slots))
 
     async def judge(self, submission: Submission) -> SuiteResult:

@@ -166,7 +166,7 @@ class SuiteResult(_Record):
 
     `verdict` is accepted when every case is, else the strongest failure (see `suite_verdict`). `compiles` says
     whether the source alone compiles, whatever the cases are. `shared_trust` counts the cases that the solution could
-    have forged.
+    have forged; `cached` results were not run again.
     """
 
     verdict: Verdict
@@ -176,6 +176,7 @@ class SuiteResult(_Record):
     cases: tuple[CaseResult, ...]
     isolation: IsolationReport
     shared_trust: int = 0
+    cached: bool = False
 
 
 class RunOutput(_Record):

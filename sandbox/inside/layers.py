@@ -7,6 +7,7 @@ import stat
 import struct
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,16 +27,19 @@ SCOPE_ALL: Final = 3  # abstract unix sockets and signals
 DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
-def library_paths() -> list[str]:
-    """Directories that importing a standard module may read. Nothing of a site-packages path is added."""
+def library_paths(packages: Sequence[str] = ()) -> list[str]:
+    """Directories that importing a standard module may read, and the paths of the packages that are asked for."""
     paths = sysconfig.get_paths()
     wanted = [paths["stdlib"], paths["platstdlib"], str(Path(sys.base_prefix, "lib"))]
     wanted += [entry for entry in sys.path if entry]
     wanted += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
+    sites = {str(Path(path).parent) for path in packages}
+    wanted = [entry for entry in wanted if entry not in sites]  # only the package itself, not all that lies beside it
+    wanted += packages
     found: list[str] = []
     for entry in wanted:
         real = Path(entry).resolve()
-        if real.is_dir() and str(real) != "/" and not any(real.is_relative_to(other) for other in found):
+        if real.exists() and str(real) != "/" and not any(real.is_relative_to(other) for other in found):
             found = [other for other in found if not Path(other).is_relative_to(real)]
             found.append(str(real))
     return found

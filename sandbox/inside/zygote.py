@@ -62,9 +62,14 @@ def main() -> None:
             continue  # a Python built without an optional module
     report: dict[str, str] = {}
     os.umask(0o022)
+    try:
+        _load_packages(config["packages"], report)
+    except Exception as error:
+        _hello(control, {"error": f"a package does not load: {type(error).__name__}: {error}", "layers": report})
+        return
     # Both are looked up while /proc and the whole file system are still in sight.
     config["mapped_bytes"] = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    config["libraries"] = layers.library_paths()
+    config["libraries"] = layers.library_paths([path for package in config["packages"] for path in package["paths"]])
     try:
         if config["level"] >= 3:
             _enter_cell(config, control, report)
@@ -79,6 +84,20 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     _serve(control, plan)
+
+
+def _load_packages(packages: list[dict[str, Any]], report: dict[str, str]) -> None:
+    """Import what programs may import beside the standard library. Raises whatever the imports raise."""
+    for package in packages:
+        if package["site"] not in sys.path:
+            sys.path.append(package["site"])
+        module = importlib.import_module(package["name"])
+        report[f"package {package['name']}"] = f"loaded: {getattr(module, '__version__', 'unknown version')}"
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)  # as the random module: every run starts from the same state
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        raise RuntimeError(f"{threads - 1} threads were started, and only a process without any can be forked safely")
 
 
 plan_modules: list[types.ModuleType] = []  # keeps our own modules alive once user code cannot import them

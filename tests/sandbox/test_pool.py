@@ -409,3 +409,72 @@ def test_stopped_zygote_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> N
         assert not wait_gone(ours, 1)
     finally:
         bench.close()
+
+
+def test_an_idle_cell_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.cell.PING_TIMEOUT_S", 0.3)
+    bench = Bench(watchdog_s=0.2)
+    try:
+        cell = bench.pool._slots[0].cell
+        assert cell is not None
+        time.sleep(0.5)
+        assert bench.pool._slots[0].cell is cell  # a healthy one stays
+        stopped = descendants(cell.zygote_pid) | {cell.zygote_pid}
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        assert not wait_gone(stopped, 8)
+        assert bench.script("print('ok')").verdict is Verdict.ACCEPTED
+        assert bench.pool.stats().retries == 0 and bench.pool.stats().cells_started >= 2
+    finally:
+        bench.close()
+
+
+def test_a_cell_that_grows_is_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.pool.RECYCLE_AFTER_KIB", -1)
+    bench = Bench()
+    try:
+        for _ in range(3):
+            assert bench.script("print('ok')").verdict is Verdict.ACCEPTED
+        assert bench.pool.stats().cells_started >= 3 and bench.pool.stats().retries == 0
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("level", [3, 2, 1])
+def test_packages(level: int) -> None:
+    source = (
+        "import numpy as np\nimport numpy.linalg\n"
+        "def f(n):\n  a = np.arange(n) * np.float64(1.5)\n  return a, np.linalg.norm(a), np.bool_(1), np.random.rand()"
+    )
+    try:
+        bench = Bench(level=level, packages=["numpy"])
+    except SandboxUnavailableError as error:
+        pytest.skip(str(error))
+    try:
+        assert bench.pool.isolation.layers["package numpy"].startswith("loaded: ")
+        results = [bench.value(source, 2, limits=Limits(memory_mb=512)) for _ in range(2)]
+        assert results[0].returned == results[1].returned
+        assert results[0].returned is not None
+        assert results[0].returned.startswith('{"$tuple":[[0.0,1.5],1.5,true,0.')
+        beside = bench.stdout("import os, numpy\nprint(os.listdir(os.path.dirname(os.path.dirname(numpy.__file__))))")
+        assert not beside.ok or set(eval(beside.stdout)) <= {"numpy", "numpy.libs"}
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "numpy.linalg", ""])
+def test_a_package_that_is_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match="packages"):
+        LocalPool(packages=[name])
+
+
+def test_container_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandbox.isolation import container_hint
+
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert container_hint(tmp_path) is None
+    (tmp_path / "proc" / "1").mkdir(parents=True)
+    (tmp_path / "proc" / "1" / "cgroup").write_text("0::/kubepods/pod1\n")
+    assert container_hint(tmp_path) == "kubepods"
+    (tmp_path / ".dockerenv").touch()
+    assert container_hint(tmp_path) == "docker"
