@@ -139,7 +139,8 @@ class SuiteResult(_Record):
     """A judged submission.
 
     `verdict` is accepted when every case is, else the strongest failure (see `suite_verdict`). `compiles` says
-    whether the source alone compiles, whatever the cases are.
+    whether the source alone compiles, whatever the cases are. `backend` names the kind of place that ran it:
+    "local", or "fusion" for a SandboxFusion server.
     """
 
     verdict: Verdict
@@ -148,6 +149,7 @@ class SuiteResult(_Record):
     total: int
     cases: tuple[CaseResult, ...]
     isolation: IsolationReport
+    backend: str = "local"
 
 
 class RunOutput(_Record):
