@@ -49,8 +49,8 @@ DRAIN_S: Final = 2.0
 CLOSE_S: Final = 1.0
 IDLE_S: Final = 75.0
 OUTPUT_MAX_BYTES: Final = 256 * 1024 * 1024
-RETRY_AFTER_S: Final = 1
 EXIT_INTERRUPTED: Final = 130
+_RETRY: Final = {"Retry-After": "1"}
 _RUNNER_FRAMES: Final = re.compile(r'Traceback \(most recent call last\):\n(?:  File ".*", line \d+, in .*\n)*')
 
 
@@ -208,7 +208,7 @@ class Service:
             return await handler(request)
         except _RefusedError as error:
             named = {"field": error.field} if error.field else {}
-            retry = {"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}
+            retry = _RETRY if error.status == 503 else {}
             return web.json_response({"detail": str(error), **named}, status=error.status, headers=retry)
         except web.HTTPRequestEntityTooLarge:
             detail = f"body: more than {BODY_MAX_BYTES} bytes; fewer are allowed"
@@ -218,7 +218,7 @@ class Service:
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
             return web.json_response({"detail": detail}, status=error.status, headers=headers)
         except PoolClosedError:
-            return web.json_response({"detail": "the server ends"}, status=503, headers={"Retry-After": "5"})
+            return web.json_response({"detail": "the server ends"}, status=503, headers=_RETRY)
         except Exception:
             log.exception("a request failed")
             return web.json_response({"detail": "the server failed; its log says why"}, status=500)

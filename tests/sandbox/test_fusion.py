@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from sandbox_bench import QUICK, Bench
+from sandbox_bench import Bench
 from test_pool import descendants, wait_gone
 
 from sandbox import (
@@ -38,10 +38,12 @@ from sandbox import (
     UnsupportedCaseError,
     Verdict,
 )
+from sandbox.__main__ import main
 from sandbox.fusion import KEPT_BYTES, PIPE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-for-tests"
+TIGHT = Limits(cpu_s=0.5, wall_s=1.0, memory_mb=256)
 
 
 def start(*arguments: str, token: str | None = None) -> tuple[subprocess.Popen[str], str]:
@@ -213,20 +215,20 @@ def agree(best: Bench, remote: SandboxBackend, submission: Submission) -> SuiteR
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_get_the_verdict_of_a_local_pool(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
-    agree(best, remote, Submission(source=SCRIPTS[name], cases=[StdioCase(stdin="ok", expected="ok")], limits=QUICK))
+    agree(best, remote, Submission(source=SCRIPTS[name], cases=[StdioCase(stdin="ok", expected="ok")], limits=TIGHT))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_calls_get_the_verdict_of_a_local_pool(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
     case = CallCase(args=[[1]], expected="ok")
-    agree(best, remote, Submission(source=FUNCTIONS[name], entry_point="f", cases=[case], limits=QUICK))
+    agree(best, remote, Submission(source=FUNCTIONS[name], entry_point="f", cases=[case], limits=TIGHT))
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_expressions_get_the_verdict_of_a_local_pool(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
     source, setup, expression, expected, verdict = EXPRESSIONS[name]
     case = ExpressionCase(setup=setup, expression=expression, expected=expected)
-    assert agree(best, remote, Submission(source=source, cases=[case], limits=QUICK)).verdict is verdict
+    assert agree(best, remote, Submission(source=source, cases=[case], limits=TIGHT)).verdict is verdict
 
 
 @pytest.mark.parametrize("name", FORGERS)
@@ -238,7 +240,7 @@ def test_forged_lines_win_nothing(best: Bench, remote: SandboxFusionBackend, nam
         "a value, another returned": Verdict.WRONG_ANSWER,
     }
     submission = Submission(
-        source=FORGER % FORGERS[name], entry_point="f", cases=[CallCase(args=[1], expected="ok")], limits=QUICK
+        source=FORGER % FORGERS[name], entry_point="f", cases=[CallCase(args=[1], expected="ok")], limits=TIGHT
     )
     verdict = best.call(remote.judge(submission)).verdict
     assert verdict is expected.get(name, Verdict.RUNTIME_ERROR)
@@ -250,10 +252,10 @@ def test_what_only_a_local_pool_can_see(best: Bench, remote: SandboxFusionBacken
         "import sys\nwhile True: sys.stderr.write('x' * 1000)",
         "import sys\ndef f(x):\n  sys.stdout.buffer.write(b'\\xff')\n  return 'ok'",
     )
-    result = best.call(remote.judge(Submission(source=flood, cases=[StdioCase(stdin="", expected="ok")], limits=QUICK)))
+    result = best.call(remote.judge(Submission(source=flood, cases=[StdioCase(stdin="", expected="ok")], limits=TIGHT)))
     assert result.verdict is Verdict.RUNTIME_ERROR
     result = best.call(
-        remote.judge(Submission(source=raw, entry_point="f", cases=[CallCase(args=[1], expected="ok")], limits=QUICK))
+        remote.judge(Submission(source=raw, entry_point="f", cases=[CallCase(args=[1], expected="ok")], limits=TIGHT))
     )
     assert result.verdict is Verdict.RUNTIME_ERROR
 
@@ -311,3 +313,612 @@ def test_results_say_where_they_come_from(best: Bench, remote: SandboxFusionBack
 def test_import_does_not_load_aiohttp() -> None:
     code = "import sys, sandbox\nfrom sandbox import *\nassert 'aiohttp' not in sys.modules\nsandbox.SandboxFusionBackend\nassert 'aiohttp' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=30)
+
+
+# The server, spoken to without our client.
+
+
+def post(url: str, body: Any, token: str | None = None, timeout: float = 20) -> tuple[int, Any, dict[str, str]]:
+    """Status, JSON and headers of the answer to a run_code request; `body` may be raw bytes."""
+
+    async def asked() -> tuple[int, Any, dict[str, str]]:
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as session:
+            async with session.post(f"{url}/run_code", data=data, headers=headers) as response:
+                return response.status, await response.json(), dict(response.headers)
+
+    return asyncio.run(asked())
+
+
+def get(url: str, path: str) -> tuple[int, Any]:
+    async def asked() -> tuple[int, Any]:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+            async with session.get(url + path) as response:
+                return response.status, await response.json()
+
+    return asyncio.run(asked())
+
+
+def test_answers_have_the_shape_of_the_protocol(server: str) -> None:
+    # As verl asks, with a field that only it knows.
+    request = {
+        "compile_timeout": 5,
+        "run_timeout": 1,
+        "code": "print(input())",
+        "stdin": "hi",
+        "language": "python",
+        "memory_limit_MB": 256,
+        "files": {},
+        "fetch_files": [],
+        "new": 1,
+    }
+    status, answer, _ = post(server, request)
+    assert status == 200 and answer["run_result"].pop("execution_time") > 0
+    assert answer == {
+        "status": "Success", "message": "", "compile_result": None, "executor_pod_name": None, "files": {},
+        "run_result": {"status": "Finished", "return_code": 0, "stdout": "hi\n", "stderr": ""},
+    }  # fmt: skip
+    rows = {
+        "1 / 0": ("Finished", 1),
+        "import sys; sys.exit(3)": ("Finished", 3),
+        "def f(:": ("Finished", 1),
+        "while True: pass": ("TimeLimitExceeded", None),
+        "import time; time.sleep(60)": ("TimeLimitExceeded", None),
+        "import os; os.kill(os.getpid(), 9)": ("Finished", -9),
+        "try:\n  while True: print('x' * 9999)\nexcept OSError: pass": ("Finished", 1),
+        "import sys; sys.stdout.buffer.write(b'\xff')": ("Finished", 1),
+    }
+    for code, (run_status, return_code) in rows.items():
+        _, answer, _ = post(server, {"code": code, "language": "python", "run_timeout": 0.5})
+        result = answer["run_result"]
+        assert (answer["status"], result["status"]) == ("Failed", run_status), code
+        assert result["return_code"] == return_code or (return_code == 1 and result["return_code"] > 0), code
+        assert "sandbox/inside" not in result["stderr"], code
+
+
+def test_isolation_and_ping(server: str, best: Bench) -> None:
+    assert get(server, "/v1/ping") == (200, "pong")
+    status, report = get(server, "/v1/isolation")
+    assert status == 200 and report["level"] == best.pool.isolation.level and "enforced" in report["layers"]["seccomp"]
+    assert get(server, "/nothing")[0] == 404 and get(server, "/run_code")[0] == 405
+
+
+BAD_REQUESTS: list[tuple[Any, int, list[str]]] = [
+    (b"{", 400, ["body", "JSON"]),
+    (b"\xff", 400, ["body", "JSON"]),
+    (b"[" * 100_000, 400, ["body", "JSON"]),
+    ([], 422, ["body", "[]", "object"]),
+    ({"language": "python"}, 422, ["code", "missing", "print"]),
+    ({"code": 1, "language": "python"}, 422, ["code", "1", "print"]),
+    ({"code": "#" * 300_000, "language": "python"}, 422, ["code", "300000", "262144"]),
+    ({"code": ""}, 422, ["language", "missing", "python"]),
+    ({"code": "", "language": "cpp"}, 422, ["language", "cpp", "python"]),
+    ({"code": "", "language": "python", "stdin": 3}, 422, ["stdin", "3", '"1 2"']),
+    ({"code": "", "language": "python", "run_timeout": -1}, 422, ["run_timeout", "-1", "10"]),
+    ({"code": "", "language": "python", "run_timeout": 0}, 422, ["run_timeout", "0", "10"]),
+    ({"code": "", "language": "python", "run_timeout": 1e9}, 422, ["run_timeout", "1000000000", "10"]),
+    ({"code": "", "language": "python", "run_timeout": float("nan")}, 422, ["run_timeout", "NaN", "10"]),
+    ({"code": "", "language": "python", "run_timeout": "10"}, 422, ["run_timeout", '"10"', "10"]),
+    ({"code": "", "language": "python", "compile_timeout": -1}, 422, ["compile_timeout", "-1", "10"]),
+    ({"code": "", "language": "python", "memory_limit_MB": 1}, 422, ["memory_limit_MB", "1", "1024"]),
+    ({"code": "", "language": "python", "memory_limit_MB": -2}, 422, ["memory_limit_MB", "-2", "1024"]),
+    ({"code": "", "language": "python", "memory_limit_MB": 1.5}, 422, ["memory_limit_MB", "1.5", "1024"]),
+    ({"code": "", "language": "python", "files": {"a": "eA=="}}, 422, ["files", "eA==", "{}"]),
+    ({"code": "", "language": "python", "files": []}, 422, ["files", "[]", "{}"]),
+    ({"code": "", "language": "python", "fetch_files": ["a"]}, 422, ["fetch_files", '["a"]', "[]"]),
+    ({"code": "", "language": "python", "cpu_limit_s": 0}, 422, ["cpu_limit_s", "0", "10"]),
+    ({"code": "", "language": "python", "output_limit_bytes": 0}, 422, ["output_limit_bytes", "0", "1048576"]),
+]
+
+
+@pytest.mark.parametrize("row", BAD_REQUESTS, ids=lambda row: repr(row[0])[:60])
+def test_bad_request(server: str, row: tuple[Any, int, list[str]]) -> None:
+    body, status, named = row
+    got, answer, _ = post(server, body)
+    assert got == status and all(part in answer["detail"] for part in named), answer
+    assert len(answer["detail"]) < 400 and "\n" not in answer["detail"]
+
+
+def test_too_large_a_body(server: str) -> None:
+    status, answer, _ = post(server, b" " * (64 * 1024 * 1024 + 1))
+    assert status == 413 and answer["field"] == "body" and str(64 * 1024 * 1024) in answer["detail"]
+
+
+def test_token(best: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    process, url = start("--slots", "1", "--host", "0.0.0.0", "--token-file", str(file))
+    url = url.replace("0.0.0.0", "127.0.0.1")
+    try:
+        request = {"code": "", "language": "python"}
+        for wrong in (None, "", TOKEN + "x", TOKEN[:-1], "tökén"):
+            with contextlib.suppress(UnicodeEncodeError):
+                assert post(url, request, wrong)[0] == 401
+        assert get(url, "/v1/isolation")[0] == 401
+        assert post(url, request, TOKEN)[0] == 200
+        assert judged(url, token=TOKEN).verdict is Verdict.ACCEPTED
+        for token in (None, "wrong"):
+            with pytest.raises(RemoteSandboxError, match="401") as caught:
+                judged(url, token=token)
+            assert caught.value.status == 401 and url in str(caught.value) and TOKEN not in str(caught.value)
+    finally:
+        assert stop(process, signal.SIGINT) == 130
+
+
+def judged(url: str, submission: Submission | None = None, **options: Any) -> SuiteResult:
+    """One submission, by default one that is right, on a backend of its own."""
+    options.setdefault("backoff_s", 0.01)
+
+    async def work() -> SuiteResult:
+        async with SandboxFusionBackend(url, **options) as backend:
+            return await backend.judge(submission or simple())
+
+    return asyncio.run(work())
+
+
+def simple(source: str = "print('ok')", **fields: Any) -> Submission:
+    return Submission(source=source, cases=[StdioCase(stdin="", expected="ok")], limits=TIGHT, **fields)
+
+
+def test_a_full_queue_is_refused_and_runs_of_lost_clients_end() -> None:
+    process, url = start("--slots", "1", "--queue", "1")
+    try:
+        below = descendants(process.pid)
+        sleeper = {"code": "import time\ntime.sleep(30)", "language": "python", "run_timeout": 40}
+
+        async def scenario() -> None:
+            async with aiohttp.ClientSession() as session:
+                runs = [asyncio.ensure_future(session.post(f"{url}/run_code", json=sleeper)) for _ in range(2)]
+                await until(lambda: descendants(process.pid) > below)
+                await asyncio.sleep(0.2)
+                async with session.post(f"{url}/run_code", json=sleeper) as refused:
+                    assert refused.status == 503 and int(refused.headers["Retry-After"]) >= 1
+                    assert "2 runs" in (await refused.json())["detail"]
+                for run in runs:
+                    run.cancel()
+                await asyncio.gather(*runs, return_exceptions=True)
+                started = time.monotonic()
+                async with session.post(f"{url}/run_code", json={"code": "print(1)", "language": "python"}) as answer:
+                    assert (await answer.json())["run_result"]["stdout"] == "1\n"
+                assert time.monotonic() - started < 5
+
+        asyncio.run(scenario())
+        assert len(descendants(process.pid)) <= len(below)
+    finally:
+        assert stop(process) == 0
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
+def test_the_end_of_the_server_ends_everything(how: signal.Signals) -> None:
+    process, url = start("--slots", "2")
+    below = descendants(process.pid)
+
+    async def scenario() -> tuple[Any, int, float]:
+        limits = Limits(cpu_s=20, wall_s=30)
+        async with SandboxFusionBackend(url, attempts=2, backoff_s=0.01) as backend:
+            submission = simple("import time\ntime.sleep(30)").model_copy(update={"limits": limits})
+            work = [asyncio.ensure_future(backend.judge(submission)) for _ in range(3)]
+            await until(lambda: descendants(process.pid) > below)
+            started = time.monotonic()
+            status = await asyncio.to_thread(stop, process, how)
+            return await asyncio.gather(*work), status, time.monotonic() - started
+
+    results, status, seconds = asyncio.run(scenario())
+    assert {result.verdict for result in results} == {Verdict.SANDBOX_ERROR}
+    assert status == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGKILL: -9}[how] and seconds < 5
+
+
+def test_bad_options_of_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("O1CODER_SANDBOX_TOKEN", raising=False)
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    port = str(taken.getsockname()[1])
+    (tmp_path / "empty").write_text("\n")
+    rows = {
+        ("--port", port): ["--port", port, "in use", "0"],
+        ("--port", "65536"): ["--port", "65536", "8080"],
+        ("--port", "-1"): ["--port", "-1", "8080"],
+        ("--host", "no.such.host.invalid", "--port", "0"): ["--host", "no.such.host.invalid", "127.0.0.1"],
+        ("--host", "", "--port", "0"): ["--host", "''", "127.0.0.1"],
+        ("--host", "0.0.0.0", "--port", "0"): ["--host", "0.0.0.0", "O1CODER_SANDBOX_TOKEN", "--token-file"],
+        ("--host", "::", "--port", "0"): ["--host", "::", "O1CODER_SANDBOX_TOKEN"],
+        ("--host", "192.0.2.1", "--port", "0", "--token-file", str(Path(__file__).parent / "token")): [
+            "--token-file",
+            "No such file",
+        ],
+        ("--token-file", str(tmp_path / "empty"), "--port", "0"): ["--token-file", "no token"],
+        ("--slots", "0"): ["--slots", "0", "1"],
+        ("--queue", "-1"): ["--queue", "-1", "0"],
+    }
+    with taken:
+        for arguments, named in rows.items():
+            status = main(["serve", *arguments])
+            said = capsys.readouterr()
+            assert status == 2 and said.out == "" and said.err.count("\n") == 1, said
+            assert all(part in said.err for part in named), said.err
+
+
+# The client, with servers that misbehave.
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def finished(stdout: str = "ok\n", return_code: int = 0, **fields: Any) -> web.Response:
+    result = {"status": "Finished", "execution_time": 0.1, "return_code": return_code, "stdout": stdout, "stderr": ""}
+    status = "Success" if return_code == 0 and result | fields == result | fields | {"status": "Finished"} else "Failed"
+    return web.json_response(
+        {"status": status, "message": "", "compile_result": None, "run_result": result | fields, "files": {}}
+    )
+
+
+class Faulty:
+    """A server that passes the start's questions on to a real one and answers the rest as a test wants."""
+
+    def __init__(self, real: str, handler: Handler) -> None:
+        self.real = real
+        self.handler = handler
+        self.asked: list[dict[str, Any]] = []
+        self.url = ""
+
+    async def _run_code(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if "value " in body["code"]:  # the probe of the start: a sent program
+            async with aiohttp.ClientSession() as session:
+                async with session.post(f"{self.real}/run_code", json=body) as answer:
+                    return web.Response(body=await answer.read(), content_type="application/json")
+        self.asked.append(body)
+        return await self.handler(request)
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        return web.json_response("pong")
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        application = web.Application(client_max_size=1 << 26)
+        application.router.add_post("/run_code", self._run_code)
+        application.router.add_get("/v1/ping", self._ping)
+        runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield
+        finally:
+            await runner.cleanup()
+
+
+def against(
+    real: str, handler: Handler, submission: Submission | None = None, **options: Any
+) -> tuple[SuiteResult, list[dict[str, Any]]]:
+    """The result of a submission on a faulty server, and the requests that it got."""
+    options = {"attempts": 3, "backoff_s": 0.01, "queue_timeout_s": 30} | options
+
+    async def work() -> tuple[SuiteResult, list[dict[str, Any]]]:
+        faulty = Faulty(real, handler)
+        async with faulty.serving(), SandboxFusionBackend(faulty.url, **options) as backend:
+            return await backend.judge(submission or simple()), faulty.asked
+
+    return asyncio.run(work())
+
+
+async def cut_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "4000"})
+    await response.prepare(request)
+    await response.write(b'{"status": "Success", "run_res')
+    return await drop(request)
+
+
+async def drop(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+def always(response: Callable[[], web.StreamResponse]) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return response()
+
+    return handler
+
+
+USELESS = {
+    "HTTP 500": always(lambda: web.Response(status=500, text="boom")),
+    "HTTP 503": always(lambda: web.Response(status=503, headers={"Retry-After": "0"})),
+    "HTTP 429": always(lambda: web.Response(status=429)),
+    "garbage": always(lambda: web.Response(text="<html>")),
+    "half an answer": always(lambda: web.Response(text='{"status": "Success", "run_res')),
+    "empty": always(lambda: web.Response(text="")),
+    "another object": always(lambda: web.json_response({"accepted": True})),
+    "nested": always(lambda: web.Response(text="[" * 100_000)),
+    "no run": always(lambda: web.json_response({"status": "Success", "message": "", "run_result": None})),
+    "no return code": always(lambda: finished(return_code=None)),  # type: ignore[arg-type]
+    "unknown status": always(lambda: web.json_response({"status": "Fine", "run_result": None})),
+    "text for a number": always(lambda: finished(return_code="0")),  # type: ignore[arg-type]
+    "success with a failure": always(
+        lambda: web.json_response(
+            {"status": "Success", "run_result": {"status": "Finished", "return_code": 1, "stdout": "ok"}}
+        )
+    ),
+    "SandboxError": always(
+        lambda: web.json_response({"status": "SandboxError", "message": "no room", "run_result": None})
+    ),
+    "Error": always(
+        lambda: web.json_response({"status": "Failed", "run_result": {"status": "Error", "stderr": "no bash"}})
+    ),
+    "an endless answer": always(lambda: web.Response(body=b" " * 20_000_000)),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_useless_answers_are_asked_again_and_never_a_verdict(server: str, name: str) -> None:
+    result, asked = against(server, USELESS[name])
+    assert result.verdict is Verdict.SANDBOX_ERROR and not result.compiles and len(asked) == 3
+    assert "http://127.0.0.1:" in (result.cases[0].detail or "")
+
+
+@pytest.mark.parametrize("handler", [cut_off, drop])
+def test_connection_trouble(server: str, handler: Handler) -> None:
+    result, asked = against(server, handler)
+    assert result.verdict is Verdict.SANDBOX_ERROR and len(asked) == 3
+
+
+def test_trouble_that_passes(server: str) -> None:
+    answers = iter([USELESS["SandboxError"], USELESS["HTTP 500"], always(finished)])
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await next(answers)(request)
+
+    result, asked = against(server, handler)
+    assert result.verdict is Verdict.ACCEPTED and len(asked) == 3
+
+
+def test_a_hanging_server_meets_the_deadline(server: str) -> None:
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return finished()
+
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sandbox.fusion.COMPILE_TIMEOUT_S", 0.2)
+        limits = Limits(cpu_s=0.1, wall_s=0.1)
+        submission = simple().model_copy(update={"limits": limits})
+        result, asked = against(server, hang, submission, queue_timeout_s=0.3, attempts=2)
+    assert result.verdict is Verdict.SANDBOX_ERROR and len(asked) == 2 and "time-out" in (result.cases[0].detail or "")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 302, 204])
+def test_refusals_are_configuration_mistakes(server: str, status: int) -> None:
+    with pytest.raises(RemoteSandboxError, match=f"http://127.0.0.1:[0-9]+: HTTP {status}") as caught:
+        against(server, always(lambda: web.Response(status=status, headers={"Location": "http://example.invalid/"})))
+    assert caught.value.status == status
+
+
+MAPPED: dict[str, tuple[Handler, Verdict]] = {
+    "right": (always(finished), Verdict.ACCEPTED),
+    "return code 0 is not enough": (always(lambda: finished("")), Verdict.WRONG_ANSWER),
+    "time limit": (always(lambda: finished("ok", None, status="TimeLimitExceeded")), Verdict.TIME_LIMIT),  # type: ignore[arg-type]
+    "time limit after a flood": (
+        always(lambda: finished("x" * 70_000, None, status="TimeLimitExceeded")),
+        Verdict.OUTPUT_LIMIT,
+    ),  # type: ignore[arg-type]
+    "memory": (always(lambda: finished("ok", 1, stderr="Traceback\nMemoryError\n")), Verdict.MEMORY_LIMIT),
+    "crash": (always(lambda: finished("ok", 1, stderr="Traceback\nValueError\n")), Verdict.RUNTIME_ERROR),
+    "killed": (always(lambda: finished("ok", -11)), Verdict.RUNTIME_ERROR),
+    "compile step": (
+        always(
+            lambda: web.json_response(
+                {
+                    "status": "Failed",
+                    "compile_result": {"status": "Finished", "return_code": 1, "stderr": "SyntaxError: x"},
+                }
+            )
+        ),
+        Verdict.COMPILE_ERROR,
+    ),
+    "null texts": (always(lambda: finished(None, stderr=None)), Verdict.WRONG_ANSWER),  # type: ignore[arg-type]
+    "more than asked for": (always(lambda: finished(extra={"a": 1}, execution_time=None)), Verdict.ACCEPTED),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_answers_become_verdicts(server: str, name: str) -> None:
+    handler, verdict = MAPPED[name]
+    result, asked = against(server, handler)
+    assert result.verdict is verdict and len(asked) == 1
+    sent = asked[0]
+    assert (sent["code"], sent["language"], sent["stdin"], sent["files"], sent["fetch_files"]) == (
+        "print('ok')",
+        "python",
+        "",
+        {},
+        [],
+    )
+    assert sent["run_timeout"] == 1.0 and sent["memory_limit_MB"] == 256
+
+
+class Lossy(Faulty):
+    """A server that stops programs which print more than a pipe holds, as some versions do."""
+
+    async def _run_code(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        async with aiohttp.ClientSession() as session:
+            async with session.post(f"{self.real}/run_code", json=body) as response:
+                answer = await response.json()
+        run = answer["run_result"]
+        if len(run["stdout"]) > PIPE_BYTES:
+            answer["status"] = "Failed"
+            run.update(status="TimeLimitExceeded", return_code=None, stdout=run["stdout"][:PIPE_BYTES])
+        return web.json_response(answer)
+
+
+def test_a_server_that_loses_output_is_found_out(server: str) -> None:
+    long = "x" * 100_000
+    rows = [
+        (simple(), Verdict.ACCEPTED),
+        (simple("while True: pass"), Verdict.TIME_LIMIT),
+        (
+            Submission(source=f"print('{long}')", cases=[StdioCase(stdin="", expected=long)], limits=TIGHT),
+            Verdict.SANDBOX_ERROR,
+        ),
+        (
+            Submission(
+                source="def f(): print('x' * 100_000); return 1",
+                entry_point="f",
+                cases=[CallCase(expected=1)],
+                limits=TIGHT,
+            ),
+            Verdict.SANDBOX_ERROR,
+        ),
+        (
+            Submission(source="def f(): return 1", entry_point="f", cases=[CallCase(expected=1)], limits=TIGHT),
+            Verdict.ACCEPTED,
+        ),
+    ]
+
+    async def work() -> list[Verdict]:
+        lossy = Lossy(server, always(finished))
+        async with lossy.serving(), SandboxFusionBackend(lossy.url) as backend:
+            return [(await backend.judge(submission)).verdict for submission, _ in rows]
+
+    assert asyncio.run(work()) == [verdict for _, verdict in rows]
+
+
+def test_output_that_a_server_cuts_off_is_no_wrong_answer(server: str) -> None:
+    """Servers keep a MiB: a longer expected output cannot be judged by what comes back."""
+    expected = "y" * (KEPT_BYTES + 1)
+    cut = always(lambda: finished(expected[:KEPT_BYTES]))
+    long = Submission(source="", cases=[StdioCase(stdin="", expected=expected)], limits=TIGHT)
+    assert against(server, cut, long)[0].verdict is Verdict.SANDBOX_ERROR
+    assert against(server, cut)[0].verdict is Verdict.OUTPUT_LIMIT
+    assert against(server, always(lambda: finished("no")), long)[0].verdict is Verdict.WRONG_ANSWER
+
+
+def test_a_server_that_is_not_there_or_not_one() -> None:
+    with socket.socket() as bound:  # bound, but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(RemoteSandboxError, match=f"{url}: cannot be reached") as caught:
+            judged(url, attempts=2)
+        assert caught.value.status is None and caught.value.url == url
+    with socket.socket() as silent:  # accepts, never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(RemoteSandboxError, match="time-out"):
+            judged(
+                f"http://127.0.0.1:{silent.getsockname()[1]}", attempts=2, connect_timeout_s=0.2, queue_timeout_s=0.2
+            )
+    with pytest.raises(RemoteSandboxError, match="cannot be reached"):
+        judged("http://no.such.host.invalid", attempts=1)
+
+    class Broken(Faulty):
+        async def _run_code(self, request: web.Request) -> web.StreamResponse:
+            return finished("python: not found", 127)
+
+    async def work() -> None:
+        broken = Broken("", always(finished))
+        async with broken.serving(), SandboxFusionBackend(broken.url):
+            pass
+
+    with pytest.raises(RemoteSandboxError, match="does not run a known program"):
+        asyncio.run(work())
+
+
+def test_unusable_arguments() -> None:
+    for url in (
+        "",
+        "localhost:8080",
+        "ftp://a",
+        "http://",
+        "http://a:99999",
+        "http://a:0",
+        "http://[",
+        "http://a?b=1",
+        "http://a#b",
+        "http:///x",
+    ):
+        with pytest.raises(ValueError, match=r"url .*http://127.0.0.1:8080"):
+            SandboxFusionBackend(url)
+    with pytest.raises(ValueError, match="url") as caught:
+        SandboxFusionBackend("ftp://user:secret@a")
+    assert "secret" not in str(caught.value)
+    for options in (
+        {"attempts": 0},
+        {"concurrency": 0},
+        {"backoff_s": -1},
+        {"connect_timeout_s": 0},
+        {"queue_timeout_s": float("nan")},
+        {"token": "a b"},
+        {"token": ""},
+        {"token": "a\r\nb"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            SandboxFusionBackend("http://a", **options)
+    with pytest.raises(ValueError, match="either"):
+        SandboxFusionBackend("http://u:p@a", token="t")
+
+
+class OtherCase(StdioCase):
+    """A kind that this client does not know."""
+
+
+def test_unsupported_cases_are_refused_before_anything_is_sent(server: str) -> None:
+    for case in (OtherCase(stdin="", expected="ok"), StdioCase(stdin="\ud800", expected="ok")):
+        submission = simple().model_copy(update={"cases": [StdioCase(stdin="", expected="ok"), case]})
+        asked: list[dict[str, Any]] = []
+
+        async def record(request: web.Request, asked: list[Any] = asked) -> web.StreamResponse:
+            asked.append(request)
+            return finished()
+
+        with pytest.raises(UnsupportedCaseError):
+            against(server, record, submission)
+        assert asked == []
+
+
+def test_concurrency_and_the_end_of_a_backend(server: str) -> None:
+    running, most = 0, 0
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(60 if (await request.json())["stdin"] == "forever" else 0.05)
+        running -= 1
+        return finished()
+
+    async def work() -> None:
+        faulty = Faulty(server, slow)
+        async with faulty.serving():
+            backend = SandboxFusionBackend(faulty.url, concurrency=3)
+            with pytest.raises(PoolClosedError):
+                await backend.judge(simple())
+            await backend.start()
+            with pytest.raises(PoolClosedError):
+                await backend.start()
+            results = await asyncio.gather(*(backend.judge(simple()) for _ in range(12)))
+            assert {result.verdict for result in results} == {Verdict.ACCEPTED} and most == 3
+            forever = simple().model_copy(update={"cases": [StdioCase(stdin="forever", expected="ok")]})
+            waiting = [asyncio.ensure_future(backend.judge(forever)) for _ in range(5)]
+            await asyncio.sleep(0.2)
+            await backend.aclose()
+            async with asyncio.timeout(5):
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(error, PoolClosedError) for error in ended), ended
+            with pytest.raises(PoolClosedError):
+                await backend.judge(simple())
+
+    asyncio.run(work())
+    assert isinstance(LocalPool(1), SandboxBackend)
