@@ -14,7 +14,7 @@ import math
 import secrets
 import signal
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -50,6 +50,7 @@ PIPE_BYTES: Final = 64 * 1024
 KEPT_BYTES: Final = 1024 * 1024
 # An output a few times as long as the expected one is not it; a shorter one may have been cut off.
 LENGTH_SHARE: Final = 4
+OUTPUT_MAX_BYTES: Final = 256 * 1024 * 1024
 _LINES_BYTES: Final = 4096  # room for the lines that the sent program prints about itself
 _SYNTAX_ERRORS: Final = ("SyntaxError:", "IndentationError:", "TabError:")
 
@@ -114,19 +115,32 @@ def _check_consistent(answer: Answer) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """One run to ask for. `body` is the request; `marker` begins the lines of a sent program, "" for plain scripts."""
+    """One run to ask for.
+
+    `fields` are those of the request; `marker` begins the lines that a sent program prints about itself and is empty
+    for scripts, which are sent as they are.
+    """
 
     case: AnyCase
     limits: Limits
-    body: dict[str, Any]
+    fields: dict[str, Any]
     marker: str
 
-    @property
+    def body(self) -> bytes:
+        """The request as JSON. Its last field is ours alone: other servers keep what they keep."""
+        return json.dumps(self.fields | {"output_limit_bytes": self.output_room}).encode()
+
+    @cached_property
     def output_limit(self) -> int:
         """Bytes of stdout from which on a run is over its limit."""
         return output_bytes(self.limits, self.case, CALL_OUTPUT_BYTES if self.marker else BASE_OUTPUT_BYTES)
 
-    @property
+    @cached_property
+    def output_room(self) -> int:
+        """Bytes of stdout that the server has to keep: a value comes after as much as a program may print."""
+        return 2 * self.output_limit + _LINES_BYTES if self.marker else self.output_limit
+
+    @cached_property
     def expected_bytes(self) -> int:
         """The length of what is expected on stdout."""
         case = self.case
@@ -141,20 +155,23 @@ def question(submission: Submission, case: AnyCase) -> Question | CaseResult:
         marker = secrets.token_hex(16)
         task = {"marker": marker, "source": base64.b64encode(source_bytes(source)).decode()}
         return Question(
-            case, limits, _body(_sent_program(), json.dumps(task | _target(submission, case)), limits), marker
+            case, limits, _fields(_sent_program(), json.dumps(task | _target(submission, case)), limits), marker
         )
     if not _is_unicode(source):
         # JSON cannot carry it, and hardly a compiler would take it.
         return CaseResult(verdict=Verdict.COMPILE_ERROR, detail="the source is not Unicode text")
-    return Question(case, limits, _body(source, case.stdin, limits), "")
+    return Question(case, limits, _fields(source, case.stdin, limits), "")
 
 
-def unsupported(case: object) -> str | None:
-    """Why a case cannot be judged by a foreign server, or None."""
+def unsupported(case: object, limits: Limits) -> str | None:
+    """Why a case cannot be judged by a remote server, or None."""
     if type(case) not in (StdioCase, CallCase, ExpressionCase):
         return f"a case of kind {getattr(case, 'kind', type(case).__name__)!r} cannot be judged by a remote sandbox"
     if isinstance(case, StdioCase) and not _is_unicode(case.stdin):
         return "the stdin of a case is not Unicode text and cannot be sent"
+    made = Question(case, limits, {}, "" if isinstance(case, StdioCase) else "marker")  # type: ignore[arg-type]
+    if made.output_room > OUTPUT_MAX_BYTES:
+        return f"a case may print {made.output_room} bytes; a remote sandbox delivers at most {OUTPUT_MAX_BYTES}"
     return None
 
 
@@ -178,18 +195,12 @@ def _sent_program() -> str:
     return f"{inspect.getsource(remote)}\n\nmain({inspect.getsource(codec)!r})\n"
 
 
-def _body(code: str, stdin: str, limits: Limits) -> dict[str, Any]:
-    body: dict[str, Any] = {"code": code, "language": "python", "stdin": stdin}
-    body |= {"compile_timeout": COMPILE_TIMEOUT_S, "run_timeout": limits.effective_wall_s}
-    body |= {"memory_limit_MB": limits.memory_mb, "files": {}, "fetch_files": []}
+def _fields(code: str, stdin: str, limits: Limits) -> dict[str, Any]:
+    fields: dict[str, Any] = {"code": code, "language": "python", "stdin": stdin}
+    fields |= {"compile_timeout": COMPILE_TIMEOUT_S, "run_timeout": limits.effective_wall_s}
+    fields |= {"memory_limit_MB": limits.memory_mb, "files": {}, "fetch_files": []}
     # Ours alone; other servers ignore it, and then the clock is the only limit.
-    return body | {"cpu_limit_s": limits.cpu_s}
-
-
-def asked(made: Question) -> dict[str, Any]:
-    """The whole request: our own server also keeps as much output as this case may need."""
-    room = 2 * made.output_limit + _LINES_BYTES if made.marker else made.output_limit
-    return made.body | {"output_limit_bytes": room}
+    return fields | {"cpu_limit_s": limits.cpu_s}
 
 
 def judged(made: Question, answer: Answer, intact_bytes: int) -> tuple[CaseResult, bool]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 from types import TracebackType
@@ -147,7 +146,7 @@ class SandboxFusionBackend:
 
     async def _judge(self, submission: Submission) -> SuiteResult:
         for case in submission.cases:
-            reason = fusion.unsupported(case)
+            reason = fusion.unsupported(case, submission.limits)
             if reason is not None:
                 raise UnsupportedCaseError(reason)
         results = await self._judge_cases(submission)
@@ -191,9 +190,9 @@ class SandboxFusionBackend:
 
     async def _answer(self, made: fusion.Question) -> fusion.Answer:
         """The server's answer to one run, after as many attempts as it takes. Raises _LostError."""
-        body = json.dumps(fusion.asked(made)).encode()
+        body = made.body()
         seconds = made.limits.effective_wall_s + fusion.COMPILE_TIMEOUT_S + self._queue_timeout_s
-        room = ANSWER_BYTES_PER_OUTPUT * fusion.asked(made)["output_limit_bytes"] + ANSWER_FLOOR_BYTES
+        room = ANSWER_BYTES_PER_OUTPUT * made.output_room + ANSWER_FLOOR_BYTES
         for attempt in range(1, self._attempts + 1):
             try:
                 async with self._free:

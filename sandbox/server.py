@@ -48,7 +48,6 @@ RESOLVE_TIMEOUT_S: Final = 10.0
 DRAIN_S: Final = 2.0
 CLOSE_S: Final = 1.0
 IDLE_S: Final = 75.0
-OUTPUT_MAX_BYTES: Final = 256 * 1024 * 1024
 EXIT_INTERRUPTED: Final = 130
 _RETRY: Final = {"Retry-After": "1"}
 _RUNNER_FRAMES: Final = re.compile(r'Traceback \(most recent call last\):\n(?:  File ".*", line \d+, in .*\n)*')
@@ -84,7 +83,7 @@ class RunRequest(BaseModel):
     files: dict[str, Any] = Field(default={}, max_length=0)
     fetch_files: list[Any] = Field(default=[], max_length=0)
     cpu_limit_s: float | None = Field(default=None, gt=0, le=3600, allow_inf_nan=False)
-    output_limit_bytes: int | None = Field(default=None, ge=1, le=OUTPUT_MAX_BYTES)
+    output_limit_bytes: int | None = Field(default=None, ge=1, le=fusion.OUTPUT_MAX_BYTES)
 
     def limits(self) -> Limits:
         """The limits of the run. -1 and 0 MiB mean the default of this sandbox. Raises ValidationError."""

@@ -39,7 +39,9 @@ from sandbox import (
     Verdict,
 )
 from sandbox.__main__ import main
-from sandbox.fusion import KEPT_BYTES, PIPE_BYTES
+from sandbox.fusion import KEPT_BYTES, PIPE_BYTES, Question, answer_from, question
+from sandbox.fusion import judged as judged_answer
+from sandbox.server import response_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-for-tests"
@@ -204,7 +206,7 @@ def agree(best: Bench, remote: SandboxBackend, submission: Submission) -> SuiteR
     """Both backends' verdicts are the same; returns the remote result."""
 
     async def both() -> list[SuiteResult]:
-        return [await best.pool.judge(submission), await remote.judge(submission)]
+        return await asyncio.gather(best.pool.judge(submission), remote.judge(submission))
 
     here, there = best.call(both())
     assert [case.verdict for case in there.cases] == [case.verdict for case in here.cases], there
@@ -870,13 +872,84 @@ def test_unusable_arguments() -> None:
         SandboxFusionBackend("http://u:p@a", token="t")
 
 
+def plain_python(made: Question, directory: Path) -> bytes:
+    """The answer of a server that gives every program to a cold interpreter, as SandboxFusion does."""
+    asked = json.loads(made.body())
+    (directory / "x.py").write_text(asked["code"])
+    done = subprocess.run(
+        [sys.executable, "x.py"], input=asked["stdin"], capture_output=True, text=True, cwd=directory, timeout=30
+    )
+    run = {"status": "Finished", "return_code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    return json.dumps({"status": "Failed" if done.returncode else "Success", "run_result": run}).encode()
+
+
+PLAIN = {
+    "accepted": ("def f(x): return x", Verdict.ACCEPTED),
+    "wrong": ("def f(x): return x + 1", Verdict.WRONG_ANSWER),
+    "prints": ("def f(x):\n  print('noise', end='')\n  return x", Verdict.ACCEPTED),
+    "recursion": (
+        "def f(x):\n  def g(n): return 0 if n == 0 else 1 + g(n - 1)\n  return x if g(985) else 0",
+        Verdict.ACCEPTED,
+    ),
+    "crash": ("def f(x): return 1 / 0", Verdict.RUNTIME_ERROR),
+    "endless recursion": ("def f(x): return f(x)", Verdict.RUNTIME_ERROR),
+    "MemoryError": ("def f(x): raise MemoryError", Verdict.MEMORY_LIMIT),
+    "syntax error": ("def f(:", Verdict.COMPILE_ERROR),
+    "main part": ("def f(x): return x\nif __name__ == '__main__': input()", Verdict.ACCEPTED),
+    "exit": ("def f(x): raise SystemExit", Verdict.RUNTIME_ERROR),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_sent_programs_run_in_a_plain_interpreter(tmp_path: Path, name: str) -> None:
+    source, verdict = PLAIN[name]
+    submission = Submission(source=source, entry_point="f", cases=[CallCase(args=[7], expected=7)])
+    made = question(submission, submission.cases[0])
+    assert isinstance(made, Question)
+    result, compiled = judged_answer(made, answer_from(plain_python(made, tmp_path)), KEPT_BYTES)
+    assert result.verdict is verdict and compiled == (verdict is not Verdict.COMPILE_ERROR), result
+    assert "x.py" not in result.stderr_tail
+
+
+@pytest.mark.parametrize(
+    "source, verdict",
+    [
+        ("print('ok')", Verdict.ACCEPTED),
+        ("print(", Verdict.COMPILE_ERROR),
+        ("x\0", Verdict.COMPILE_ERROR),
+        ("exec('(')", Verdict.RUNTIME_ERROR),
+    ],
+)
+def test_scripts_run_in_a_plain_interpreter(tmp_path: Path, source: str, verdict: Verdict) -> None:
+    made = question(simple(source), simple().cases[0])
+    assert isinstance(made, Question)
+    assert judged_answer(made, answer_from(plain_python(made, tmp_path)), KEPT_BYTES)[0].verdict is verdict
+
+
+def test_sent_programs_run_at_every_level(bench: Bench) -> None:
+    submission = Submission(
+        source="def f(x): return x", entry_point="f", cases=[CallCase(args=[{(1, 2)}], expected={(1, 2)})]
+    )
+    made = question(submission, submission.cases[0])
+    assert isinstance(made, Question)
+    asked = json.loads(made.body())
+    output = bench.stdout(asked["code"], stdin=asked["stdin"], limits=Limits(memory_mb=16))
+    answer = answer_from(json.dumps(response_for(output)).encode())
+    assert judged_answer(made, answer, KEPT_BYTES)[0].verdict is Verdict.ACCEPTED, output
+
+
 class OtherCase(StdioCase):
     """A kind that this client does not know."""
 
 
 def test_unsupported_cases_are_refused_before_anything_is_sent(server: str) -> None:
-    for case in (OtherCase(stdin="", expected="ok"), StdioCase(stdin="\ud800", expected="ok")):
-        submission = simple().model_copy(update={"cases": [StdioCase(stdin="", expected="ok"), case]})
+    rows = [
+        (OtherCase(stdin="", expected="ok"), TIGHT),
+        (StdioCase(stdin="\ud800", expected="ok"), TIGHT),
+        (StdioCase(stdin="", expected=""), Limits(output_bytes=1 << 30)),
+    ]
+    for case, limits in rows:
+        submission = simple().model_copy(update={"cases": [StdioCase(stdin="", expected="ok"), case], "limits": limits})
         asked: list[dict[str, Any]] = []
 
         async def record(request: web.Request, asked: list[Any] = asked) -> web.StreamResponse:
