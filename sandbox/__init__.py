@@ -3,12 +3,18 @@
 The ground floor of the project, useful alone on any Linux machine. It owns what a test case, a comparator and a
 verdict are, and the only place where code that a model wrote is executed: one forked process per test, inside a cell,
 with expected outputs kept outside. It imports no other room, no Ray and no torch; only the standard library and
-pydantic, and `sandbox.inside` not even that.
+pydantic, and `sandbox.inside` not even that. The two modules that speak HTTP (`fusion_client`, `server`) import
+aiohttp; nothing else imports them until they are asked for.
 
     async with LocalPool() as pool:
         result = await pool.judge(Submission(source=..., entry_point="f", cases=[CallCase(args=[2], expected=4)]))
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sandbox.backend import RemoteSandboxError, SandboxBackend, UnsupportedCaseError
 from sandbox.cache import CachedBackend
 from sandbox.comparators import CheckerProgram, CloseValue, ExactValue, FloatComparator, TokenComparator, UnorderedValue
 from sandbox.isolation import IsolationReport, SandboxUnavailableError
@@ -35,6 +41,10 @@ from sandbox.values import (
 )
 from sandbox.verdicts import Verdict, suite_verdict
 
+if TYPE_CHECKING:
+    from sandbox.fusion_client import SandboxFusionBackend as SandboxFusionBackend
+
+# Without SandboxFusionBackend: `from sandbox import *` would load aiohttp.
 __all__ = [
     "TYPED_JSON",
     "AssertCase",
@@ -53,7 +63,9 @@ __all__ = [
     "MalformedValueError",
     "PoolClosedError",
     "PoolStats",
+    "RemoteSandboxError",
     "RunOutput",
+    "SandboxBackend",
     "SandboxUnavailableError",
     "StdioCase",
     "Submission",
@@ -61,6 +73,7 @@ __all__ = [
     "TokenComparator",
     "UnorderedValue",
     "UnserializableError",
+    "UnsupportedCaseError",
     "Value",
     "Verdict",
     "decode_value",
@@ -69,3 +82,12 @@ __all__ = [
     "encode_value",
     "suite_verdict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The client, when it is first asked for: it loads aiohttp, which few users of this package need."""
+    if name == "SandboxFusionBackend":
+        from sandbox.fusion_client import SandboxFusionBackend
+
+        return SandboxFusionBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""Command line: `python -m sandbox doctor` and `python -m sandbox judge SOURCE --cases FILE.jsonl`.
+"""Command line: `python -m sandbox doctor`, `python -m sandbox judge SOURCE --cases FILE.jsonl`, `... serve`.
 
 Exit status of `judge`: 0 accepted, 1 not accepted, 2 bad input (one line on stderr), 3 trouble with the sandbox.
+Exit status of `serve`: 0 after SIGTERM, 130 after SIGINT, 2 and 3 as above.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "doctor":
             return _doctor(options)
+        if options.command == "serve":
+            return _serve(options)
         return _judge(options)
     except BadInputError as error:
         print(f"sandbox: {error}", file=sys.stderr)
@@ -58,7 +61,33 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--stop", choices=["first_failure", "first_timeout", "never"], default="never")
     judge.add_argument("--slots", type=int, help="cases run at once; default: usable cores")
     judge.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
+    _add_serve(commands)
     return parser
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="answer SandboxFusion requests over HTTP")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback need a token")
+    serve.add_argument("--port", type=int, default=8080, help="0 for any free port")
+    serve.add_argument("--slots", type=int, help="programs run at once; default: usable cores")
+    serve.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
+    serve.add_argument("--queue", type=int, default=256, help="runs that may wait; more are refused")
+    serve.add_argument("--token-file", metavar="FILE", help="token that clients show; or O1CODER_SANDBOX_TOKEN")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # Loads aiohttp, which the other commands do not need.
+    from sandbox.server import ServeInputError, Settings, read_token, serve
+
+    for name, value, least in (("--slots", options.slots, 1), ("--queue", options.queue, 0)):
+        if value is not None and value < least:
+            raise BadInputError(f"{name} is {value}; at least {least} is needed")
+    try:
+        token = read_token(options.token_file)
+        settings = Settings(options.host, options.port, options.slots, options.min_level, options.queue, token)
+        return asyncio.run(serve(settings))
+    except ServeInputError as error:
+        raise BadInputError(str(error)) from None
 
 
 def _doctor(options: argparse.Namespace) -> int:

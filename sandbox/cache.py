@@ -7,20 +7,13 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
+from sandbox.backend import SandboxBackend
 from sandbox.records import Submission, SuiteResult, source_bytes
 from sandbox.verdicts import Verdict
 
 ENTRIES: Final = 10_000
-
-
-class Judge(Protocol):
-    """Anything that judges submissions."""
-
-    async def judge(self, submission: Submission) -> SuiteResult: ...
-
-    async def aclose(self) -> None: ...
 
 
 def program_key(source: str) -> bytes:
@@ -51,7 +44,7 @@ class CachedBackend:
     `hits` and `misses` count lookups. Closing it closes the backend.
     """
 
-    def __init__(self, backend: Judge, entries: int = ENTRIES) -> None:
+    def __init__(self, backend: SandboxBackend, entries: int = ENTRIES) -> None:
         if entries < 1:
             raise ValueError(f"entries is {entries}; at least 1 is needed")
         self.hits = 0

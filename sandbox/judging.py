@@ -76,15 +76,20 @@ def spec_for_call(
 ) -> RunSpec:
     """A run that calls the entry point. Raises UnserializableError for arguments that cannot travel."""
     task = {"entry_point": entry_point, "args": encode_value(list(args)), "kwargs": encode_value(dict(kwargs))}
-    if case is not None and isinstance(case.comparator, ExactValue) and case.comparator.rationals:
+    if case is not None and takes_rationals(case):
         task["rationals"] = True
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     return _spec(wire.MODE_CALL, source_fd, json.dumps(task).encode(), limits, size)
 
 
+def takes_rationals(case: CallCase | ExpressionCase) -> bool:
+    """Whether a returned Fraction or Decimal counts as a number."""
+    return isinstance(case.comparator, ExactValue) and case.comparator.rationals
+
+
 def spec_for_expression(source_fd: int, case: ExpressionCase, limits: Limits) -> RunSpec:
     """A run that evaluates an expression in the solution's namespace."""
-    task = {"setup": case.setup, "expression": case.expression}
+    task = {"setup": case.setup, "expression": case.expression, "rationals": takes_rationals(case)}
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     return _spec(wire.MODE_EXPRESSION, source_fd, json.dumps(task).encode(), limits, size)
 
@@ -134,7 +139,7 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
     """The verdict on the run itself, by precedence; the caller has ruled infrastructure failures out."""
     reply = raw.reply
     status = reply.wait_status
-    last_line = _last_line(raw.stderr_tail)
+    last_line = last_line_of(raw.stderr_tail)
     signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if signal_number == signal.SIGSYS:
         # User code makes calls too, but only after compiling; a compiler makes none that is forbidden.
@@ -147,7 +152,7 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
         return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.wall_s:g} s on the clock")
     failed = status != 0
     near_limit = reply.peak_rss_kib * 1024 >= MEMORY_DEATH_SHARE * spec.memory_bytes
-    if failed and (near_limit or _is_memory_error(last_line)):
+    if failed and (near_limit or is_memory_error(last_line)):
         return Outcome(Verdict.MEMORY_LIMIT, True, last_line or _ending(reply))
     sizes = (len(raw.stdout), raw.stderr_size, len(raw.result))
     if max(sizes) >= spec.output_bytes:
@@ -173,7 +178,7 @@ def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
     if solution.verdict not in (Verdict.ACCEPTED, Verdict.RUNTIME_ERROR):
         return solution
     if not test.reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN):
-        return Outcome(Verdict.SANDBOX_ERROR, True, f"the test code does not compile: {_last_line(test.stderr_tail)}")
+        return Outcome(Verdict.SANDBOX_ERROR, True, f"the test code does not compile: {last_line_of(test.stderr_tail)}")
     end, said = outcome(test, spec), _said(test.result)
     if end.verdict is Verdict.ACCEPTED and said.get("passed") is True:
         return Outcome(Verdict.ACCEPTED, True, None)
@@ -181,7 +186,7 @@ def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
     if said.get("by") == "gone":
         return solution if solution.verdict is not Verdict.ACCEPTED else Outcome(Verdict.RUNTIME_ERROR, True, detail)
     if said.get("by") == "solution":
-        memory = _is_memory_error(detail)
+        memory = is_memory_error(detail)
         return Outcome(Verdict.MEMORY_LIMIT if memory else Verdict.RUNTIME_ERROR, True, detail)
     if end.verdict not in (Verdict.ACCEPTED, Verdict.RUNTIME_ERROR):
         return replace(end, detail=f"in the test: {end.detail}")
@@ -207,16 +212,16 @@ def case_result(raw: RawRun, spec: RunSpec, case: AnyCase) -> Judged:
     if verdict is Verdict.ACCEPTED and checker_of(case) is not None:
         answer = raw.stdout.decode("utf-8", "surrogateescape") if isinstance(case, StdioCase) else end.value
         unchecked = Answer(answer)
-    elif verdict is Verdict.ACCEPTED and not _right(raw, end, case):
-        verdict, detail = Verdict.WRONG_ANSWER, _difference(returned, case)
+    elif verdict is Verdict.ACCEPTED and raw.test is None and not right(raw.stdout, end.value, case):
+        verdict, detail = Verdict.WRONG_ANSWER, difference(returned, case)
     both = [raw.reply] if raw.test is None else [raw.reply, raw.test.reply]
     result = CaseResult(
         verdict=verdict,
         cpu_s=sum(reply.cpu_s for reply in both),
         wall_s=max(reply.wall_s for reply in both),
         peak_rss_mb=max(reply.peak_rss_kib for reply in both) / 1024,
-        stdout_head=_text(raw.stdout[:STDOUT_HEAD_BYTES]),
-        stderr_tail=_text(raw.stderr_tail),
+        stdout_head=shown_text(raw.stdout[:STDOUT_HEAD_BYTES]),
+        stderr_tail=shown_text(raw.stderr_tail),
         detail=detail,
         returned=returned,
     )
@@ -260,11 +265,11 @@ def run_output(raw: RawRun, spec: RunSpec) -> RunOutput:
         try:
             stdout = raw.stdout.decode()
         except UnicodeDecodeError:
-            stdout = _text(raw.stdout)
+            stdout = shown_text(raw.stdout)
             if verdict is Verdict.ACCEPTED:
                 verdict, detail = Verdict.RUNTIME_ERROR, "the output is not UTF-8"
     else:
-        stdout = _text(raw.stdout[:STDOUT_HEAD_BYTES])
+        stdout = shown_text(raw.stdout[:STDOUT_HEAD_BYTES])
     # Not validated again: the value has just been decoded from typed JSON.
     return RunOutput.model_construct(
         verdict=verdict,
@@ -274,7 +279,7 @@ def run_output(raw: RawRun, spec: RunSpec) -> RunOutput:
         cpu_s=raw.reply.cpu_s,
         wall_s=raw.reply.wall_s,
         peak_rss_mb=raw.reply.peak_rss_kib / 1024,
-        stderr_tail=_text(raw.stderr_tail),
+        stderr_tail=shown_text(raw.stderr_tail),
         detail=detail,
     )
 
@@ -283,18 +288,18 @@ def _compiled(reply: wire.Reply) -> bool:
     return reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_RUN)
 
 
-def _text(data: bytes) -> str:
+def shown_text(data: bytes) -> str:
     """Bytes for people to read: control characters of terminals are made visible."""
     text = data.decode("utf-8", "replace")
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
-def _last_line(stderr_tail: bytes) -> str:
-    lines = _text(stderr_tail).strip().splitlines()
+def last_line_of(stderr_tail: bytes) -> str:
+    lines = shown_text(stderr_tail).strip().splitlines()
     return lines[-1][:500] if lines else ""
 
 
-def _is_memory_error(last_line: str) -> bool:
+def is_memory_error(last_line: str) -> bool:
     return last_line == "MemoryError" or last_line.startswith("MemoryError:")
 
 
@@ -317,21 +322,22 @@ def _failure(last_line: str, reply: wire.Reply) -> str:
     return last_line
 
 
-def _right(raw: RawRun, end: Outcome, case: AnyCase) -> bool:
+def right(printed: bytes, value: Any, case: AnyCase) -> bool:
+    """Whether what a run printed or returned is what the case expects, where no other process has to say so."""
     try:
         if isinstance(case, AssertCase):
-            return raw.test is not None or end.value is True
+            return value is True  # it ran in the solution's process, to its end
         if isinstance(case.comparator, CheckerProgram):
             return False
         if isinstance(case, StdioCase):
-            return case.comparator.accepts(raw.stdout, case.expected)
-        return case.comparator.accepts(end.value, case.expected)
+            return case.comparator.accepts(printed, case.expected)
+        return case.comparator.accepts(value, case.expected)
     except (ValueError, ArithmeticError, RecursionError):
         log.exception("a comparator failed; the answer counts as wrong")
         return False
 
 
-def _difference(returned: str | None, case: AnyCase) -> str:
+def difference(returned: str | None, case: AnyCase) -> str:
     """In typed JSON: repr() refuses integers of thousands of digits."""
     if isinstance(case, StdioCase):
         return "the output differs from the expected one"

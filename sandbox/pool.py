@@ -31,7 +31,6 @@ from sandbox.isolation import (
 from sandbox.judging import Answer, Judged
 from sandbox.records import (
     AnyCase,
-    AssertCase,
     CaseResult,
     Limits,
     RunOutput,
@@ -40,7 +39,8 @@ from sandbox.records import (
     checked_source,
     source_bytes,
 )
-from sandbox.verdicts import Verdict, suite_verdict
+from sandbox.suite import judge_cases, suite_result, together
+from sandbox.verdicts import Verdict
 
 log = logging.getLogger("sandbox")
 
@@ -52,13 +52,6 @@ QUEUE_LIMIT: Final = 1024
 DEFAULT_LIMITS: Final = Limits()
 
 _Made = TypeVar("_Made")
-
-_ENDS = {
-    "never": frozenset[Verdict](),
-    "first_timeout": frozenset({Verdict.TIME_LIMIT}),
-    "first_failure": frozenset(Verdict) - {Verdict.ACCEPTED},
-}
-"""After which verdicts of a case the rest of a submission is not run."""
 
 
 class PoolClosedError(RuntimeError):
@@ -251,17 +244,8 @@ class LocalPool:
         """
         isolation = self.isolation
         async with self._program(submission.source) as source_fd:
-            results = await self._judge_cases(submission, source_fd)
-        cases = tuple(judged.result for judged in results)
-        return SuiteResult(
-            verdict=suite_verdict(case.verdict for case in cases),
-            compiles=any(judged.compiled for judged in results),
-            passed=sum(case.verdict is Verdict.ACCEPTED for case in cases),
-            total=len(cases),
-            cases=cases,
-            isolation=isolation,
-            shared_trust=sum(isinstance(case, AssertCase) and case.trust == "shared" for case in submission.cases),
-        )
+            judged = await judge_cases(submission, lambda case: self._judge_case(submission, case, source_fd))
+        return suite_result(submission, judged, isolation, "local")
 
     async def run_calls(
         self,
@@ -299,23 +283,6 @@ class LocalPool:
                 os.close(source_fd)
             self._stats.programs += 1
 
-    async def _judge_cases(self, submission: Submission, source_fd: int) -> list[Judged]:
-        first, *rest = submission.cases
-        results = [await self._judge_case(submission, first, source_fd)]
-        ends = _ENDS[submission.stop]
-        skipped = "an earlier case failed" if submission.stop == "first_failure" else "an earlier case ran out of time"
-        if results[0].result.verdict is Verdict.COMPILE_ERROR:
-            skipped = "the source does not compile"
-        elif submission.stop == "never":
-            results += await _together([self._judge_case(submission, case, source_fd) for case in rest])
-        else:
-            for case in rest:
-                if results[-1].result.verdict in ends:
-                    break
-                results.append(await self._judge_case(submission, case, source_fd))
-        missing = len(submission.cases) - len(results)
-        return results + [Judged(CaseResult(verdict=Verdict.NOT_RUN, detail=skipped), False)] * missing
-
     async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> Judged:
         spec = judging.spec_for_case(source_fd, case, submission)
         judged = await self._run(spec, lambda raw: judging.case_result(raw, spec, case), _lost_case)
@@ -346,7 +313,7 @@ class LocalPool:
         def run(spec: RunSpec) -> Coroutine[Any, Any, RunOutput]:
             return self._run(spec, lambda raw: judging.run_output(raw, spec), failed)
 
-        return await _together([run(spec) for spec in specs])
+        return await together([run(spec) for spec in specs])
 
     async def _run(self, spec: RunSpec, made: Callable[[RawRun], _Made], failed: Callable[[str], _Made]) -> _Made:
         """One run on some cell; a run that the infrastructure loses is repeated on a fresh one."""
@@ -381,20 +348,6 @@ class LocalPool:
 
 def _lost_case(reason: str) -> Judged:
     return Judged(CaseResult(verdict=Verdict.SANDBOX_ERROR, detail=reason), False)
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, _Made]]) -> list[_Made]:
-    """All results in order; the first exception cancels the rest and is raised as it is."""
-    if len(work) == 1:
-        return [await work[0]]
-    tasks = [asyncio.ensure_future(item) for item in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 async def detect_async(min_level: int = 1, *, level: int | None = None) -> IsolationReport:

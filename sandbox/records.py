@@ -166,7 +166,8 @@ class SuiteResult(_Record):
 
     `verdict` is accepted when every case is, else the strongest failure (see `suite_verdict`). `compiles` says
     whether the source alone compiles, whatever the cases are. `shared_trust` counts the cases that the solution could
-    have forged; `cached` results were not run again.
+    have forged; `cached` results were not run again. `backend` names the kind of place that ran it: "local", or
+    "fusion" for a SandboxFusion server.
     """
 
     verdict: Verdict
@@ -177,6 +178,7 @@ class SuiteResult(_Record):
     isolation: IsolationReport
     shared_trust: int = 0
     cached: bool = False
+    backend: str = "local"
 
 
 class RunOutput(_Record):

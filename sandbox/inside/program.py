@@ -23,6 +23,7 @@ from sandbox.inside import calls, wire
 FILE_NAME: Final = "solution.py"
 TEST_FILE_NAME: Final = "test.py"
 CHANNEL_FD: Final = 4
+HERE: Final = os.path.dirname(__file__)  # noqa: PTH120 - strings, and no new objects in a run
 # Python's default; the frames of the runner are added, so that a program has all of it.
 RECURSION_LIMIT: Final = 1000
 STDIN_BUFFER: Final = 1 << 16
@@ -206,9 +207,9 @@ def _entry_point(names: dict[str, Any], name: str) -> Any:
 
 
 def _report(error: BaseException) -> None:
-    """Print a traceback without the runner's own frames."""
+    """Print a traceback without the frames of this folder: boot, runner, calls."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == HERE:  # noqa: PTH120
         trace = trace.tb_next
     error.__traceback__ = trace
     try:
