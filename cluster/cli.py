@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", help="run the tests: all, or `test unit`")
     test.add_argument("what", nargs="?", default="all", metavar="all|unit|PYTEST ARGUMENTS")
     commands.add_parser("lint", help="ruff, mypy and the import contract")
+    bench = commands.add_parser("bench", help="run a benchmark of benchmarks/", add_help=False)
+    bench.add_argument("name", nargs="?", metavar="NAME", help="a file of benchmarks/, without .py")
     return parser
 
 
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _test(options.what, rest)
             case "lint":
                 return _lint()
+            case "bench":
+                return _bench(options.name, rest)
             case _:
                 parser.print_help()
                 return 0 if not given else BAD_INPUT
@@ -126,6 +130,17 @@ def _test(what: str, rest: Sequence[str]) -> int:
     selections = {"all": [], "unit": ["-m", "not slow and not e2e and not gpu"]}
     arguments = selections.get(what, [what])
     return subprocess.call([sys.executable, "-m", "pytest", *arguments, *rest], cwd=ROOT)
+
+
+def _bench(name: str | None, rest: Sequence[str]) -> int:
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    if name in (None, "-h", "--help") and not rest:
+        print(f"usage: o1coder bench NAME [--quick] [--json]\nNAME: {', '.join(names)}")
+        return BAD_INPUT if name is None else 0
+    if name not in names:
+        raise InputError("bench", name, f"one of {', '.join(names)}", "there is no such benchmark")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.call([sys.executable, "-P", "-m", f"benchmarks.{name}", *rest], cwd=ROOT, env=environment)
 
 
 def _lint() -> int:

@@ -1,7 +1,13 @@
-"""Command line: `python -m sandbox doctor`, `python -m sandbox judge SOURCE --cases FILE.jsonl`, `... serve`.
+"""Command line: `python -m sandbox doctor | judge | run | serve | bench`.
 
-Exit status of `judge`: 0 accepted, 1 not accepted, 2 bad input (one line on stderr), 3 trouble with the sandbox.
-Exit status of `serve`: 0 after SIGTERM, 130 after SIGINT, 2 and 3 as above.
+    doctor                              how isolated a run is here, level by level
+    judge SOURCE --cases FILE.jsonl     the result as JSON on stdout
+    run SOURCE < input                  the program's own output
+    serve                               the SandboxFusion protocol over HTTP
+    bench                               what a run costs here
+
+Exit status: 0 accepted (`run`: it ended well), 1 not accepted, 2 bad input (one line on stderr), 3 trouble with the
+sandbox. `serve`: 0 after SIGTERM, 130 after SIGINT, 2 and 3 as the others.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sandbox.isolation import LEVEL_NAMES, SandboxUnavailableError
 from sandbox.pool import LocalPool, detect
-from sandbox.records import Case, Limits, Submission, SuiteResult
+from sandbox.records import Case, Limits, RunOutput, Submission, SuiteResult
 from sandbox.verdicts import Verdict
 
 EXIT_ACCEPTED: Final = 0
@@ -34,11 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "doctor":
-            return _doctor(options)
-        if options.command == "serve":
-            return _serve(options)
-        return _judge(options)
+        commands = {"doctor": _doctor, "serve": _serve, "run": _run, "bench": _bench, "judge": _judge}
+        return commands[options.command](options)
     except BadInputError as error:
         print(f"sandbox: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -56,12 +59,21 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("source", metavar="SOURCE", help="Python file; - for stdin")
     judge.add_argument("--cases", required=True, metavar="FILE.jsonl", help="one case per line")
     judge.add_argument("--entry-point", help="function that cases of kind 'call' call")
-    judge.add_argument("--cpu-s", type=float, help="CPU seconds per case")
-    judge.add_argument("--memory-mb", type=int, help="MiB of memory per case")
     judge.add_argument("--stop", choices=["first_failure", "first_timeout", "never"], default="never")
     judge.add_argument("--slots", type=int, help="cases run at once; default: usable cores")
-    judge.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
+    run = commands.add_parser("run", help="run a program on the input that is given on stdin")
+    run.add_argument("source", metavar="SOURCE", help="Python file")
+    for command in (judge, run):
+        command.add_argument("--cpu-s", type=float, help="CPU seconds for each run (default: 4)")
+        command.add_argument("--memory-mb", type=int, help="MiB of memory for each run (default: 1024)")
+        command.add_argument("--package", action="append", default=[], metavar="NAME", help="also offer this package")
     _add_serve(commands)
+    bench = commands.add_parser("bench", help="measure what a run costs here")
+    bench.add_argument("--quick", action="store_true", help="fewer runs: seconds instead of a minute")
+    bench.add_argument("--soak", type=int, metavar="N", help="make N runs instead, and say what has grown")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in (judge, run, commands.choices["serve"]):
+        command.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
     return parser
 
 
@@ -70,7 +82,6 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback need a token")
     serve.add_argument("--port", type=int, default=8080, help="0 for any free port")
     serve.add_argument("--slots", type=int, help="programs run at once; default: usable cores")
-    serve.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
     serve.add_argument("--queue", type=int, default=256, help="runs that may wait; more are refused")
     serve.add_argument("--token-file", metavar="FILE", help="token that clients show; or O1CODER_SANDBOX_TOKEN")
 
@@ -136,14 +147,63 @@ def _judge(options: argparse.Namespace) -> int:
 
 async def _judged(submission: Submission, options: argparse.Namespace) -> SuiteResult:
     slots = options.slots or min(len(submission.cases), LocalPool().slots)
-    async with LocalPool(slots, min_level=options.min_level) as pool:
+    async with _pool(options, slots) as pool:
         return await pool.judge(submission)
 
 
-def _submission(options: argparse.Namespace) -> Submission:
+def _pool(options: argparse.Namespace, slots: int) -> LocalPool:
+    try:
+        return LocalPool(slots, min_level=options.min_level, packages=options.package)
+    except ValueError as error:
+        raise BadInputError(str(error)) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    source, limits = _read(options.source), _limits(options)
+    given = sys.stdin.buffer.read()
+
+    async def run() -> RunOutput:
+        async with _pool(options, 1) as pool:
+            try:
+                return (await pool.run_stdin(source, [given], limits))[0]
+            except ValueError as error:
+                raise BadInputError(f"{options.source}: {error}") from None
+
+    output = asyncio.run(run())
+    sys.stdout.buffer.write(output.stdout.encode("utf-8", "surrogatepass"))
+    sys.stdout.buffer.flush()
+    print(output.stderr_tail, file=sys.stderr, end="")
+    if output.ok:
+        return EXIT_ACCEPTED
+    print(f"sandbox: {output.verdict}: {output.detail}", file=sys.stderr)
+    return EXIT_TROUBLE if output.verdict is Verdict.SANDBOX_ERROR else EXIT_NOT_ACCEPTED
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from sandbox import bench
+
+    if options.soak is not None and options.soak < 1:
+        raise BadInputError(f"--soak is {options.soak}; at least 1 run is needed, e.g. 100000")
+    try:
+        found = bench.soak(options.soak) if options.soak else bench.quick_report(options.quick)
+    except bench.BenchError as error:
+        print(f"sandbox: {error}", file=sys.stderr)
+        return EXIT_TROUBLE
+    print(json.dumps(found) if options.json else bench.as_text(found))
+    return EXIT_ACCEPTED
+
+
+def _limits(options: argparse.Namespace) -> Limits:
     given = {"cpu_s": options.cpu_s, "memory_mb": options.memory_mb}
     try:
-        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        return Limits(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise BadInputError(_one_line(error)) from None
+
+
+def _submission(options: argparse.Namespace) -> Submission:
+    limits = _limits(options)
+    try:
         return Submission(
             source=_read(options.source),
             entry_point=options.entry_point,

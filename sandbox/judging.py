@@ -64,9 +64,9 @@ class Judged:
     unchecked: Answer | None = None
 
 
-def spec_for_stdin(source_fd: int, stdin: str, limits: Limits, case: StdioCase | None) -> RunSpec:
+def spec_for_stdin(source_fd: int, stdin: str | bytes, limits: Limits, case: StdioCase | None) -> RunSpec:
     """A run of the whole program on `stdin`."""
-    data = stdin.encode("utf-8", "surrogatepass")
+    data = stdin if isinstance(stdin, bytes) else stdin.encode("utf-8", "surrogatepass")
     floor = BASE_OUTPUT_BYTES if case is not None else CALL_OUTPUT_BYTES
     return _spec(wire.MODE_STDIO, source_fd, data, limits, output_bytes(limits, case, floor))
 

@@ -264,7 +264,9 @@ class LocalPool:
             specs = [judging.spec_for_call(source_fd, entry_point, a, k, limits, None) for a, k in inputs]
             return await self._outputs(specs)
 
-    async def run_stdin(self, source: str, stdins: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> list[RunOutput]:
+    async def run_stdin(
+        self, source: str, stdins: Sequence[str | bytes], limits: Limits = DEFAULT_LIMITS
+    ) -> list[RunOutput]:
         """Run the program on every input, each in a process of its own. Raises ValueError for too long a source."""
         checked_source(source)
         async with self._program(source) as source_fd:
