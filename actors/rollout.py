@@ -13,14 +13,14 @@ from typing import Any
 import ray
 
 from actors.engine import Draw, Engine, EngineError, EngineSettings
-from actors.sandbox_pool import SandboxPool
+from actors.sandbox_pool import RayPool
 from actors.tokens import Tokens
 from actors.tree_search import TreeSearch
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Path, Problem, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import StepCodec
-from sandbox import Limits
+from sandbox import CachedBackend, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,15 @@ class TreeResult:
 
 @dataclass(slots=True)
 class Counters:
-    """What a worker did so far; `engine_busy_s`: seconds with a request running."""
+    """What a worker did so far; `engine_busy_s`: seconds with a request running; `programs`: sent to a sandbox;
+    `cache_hits`: judged from memory."""
 
     sampled_tokens: int = 0
     requests: int = 0
     running: int = 0
     engine_busy_s: float = 0.0
     programs: int = 0
+    cache_hits: int = 0
     trees: int = 0
     version: int = 0
     pids: list[int] = field(default_factory=list)
@@ -73,15 +75,19 @@ def concurrency(max_num_seqs: int, trees: int) -> int:
 class RolloutWorker:
     """Hosts an engine; searches trees, writes chains, draws texts, and takes new weights while it does."""
 
-    def __init__(self, model: str, settings: EngineSettings, sandboxes: Sequence[Any], limits: Limits) -> None:
+    def __init__(
+        self, model: str, settings: EngineSettings, sandboxes: Sequence[Any], limits: Limits, cache_entries: int = 0
+    ) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         # Ray sets the thread count to the actor's num_cpus, which is 0; vLLM binds its own threads.
         os.environ.pop("OMP_NUM_THREADS", None)
         self._tokens = Tokens.load(FilePath(model))
         self._engine = Engine(FilePath(model), settings)
-        self._sandboxes = SandboxPool(sandboxes)
+        self._sandboxes = RayPool(sandboxes)
+        self._cache = CachedBackend(self._sandboxes, cache_entries) if cache_entries else None
         codec = StepCodec(self._tokens.encode)
-        self._search = TreeSearch(self._engine, self._sandboxes.judge, codec, limits)
+        judge = self._cache.judge if self._cache else self._sandboxes.judge
+        self._search = TreeSearch(self._engine, judge, codec, limits)
         self._prompts: PolicyPrompts | None = None
         self._trees = 0
         self._gate = asyncio.Semaphore(4 * settings.max_num_seqs)
@@ -167,6 +173,7 @@ class RolloutWorker:
             running=self._engine.running,
             engine_busy_s=self._engine.seconds_busy(),
             programs=self._sandboxes.programs,
+            cache_hits=self._cache.hits if self._cache else 0,
             trees=self._trees,
             version=self._engine.version,
             pids=[me.pid, *[p.pid for p in me.children(recursive=True)]],

@@ -1,4 +1,4 @@
-"""Sandbox workers as Ray actors, and the handle that spreads programs over them."""
+"""Sandbox workers as Ray actors, one or more a node, and the pool that spreads programs over them."""
 
 from __future__ import annotations
 
@@ -13,29 +13,36 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError
 
-from sandbox import LocalPool, RunOutput, Submission, SuiteResult, Verdict
+from sandbox import LocalPool, PoolClosedError, RunOutput, Submission, SuiteResult, Verdict
 
 CALL_DEADLINE_S = 900.0  # a submission waits for its turn; each run inside has its own limits
 ATTEMPTS = 3
 RESTART_S = 2.0
 AVOID_S = 10.0
+WORKER_CALLS = 256
+"""Calls that a worker holds at once; its own pool runs as many as it has slots."""
+POOL_CALLS = 128
+"""Calls that one pool has at a worker at most; more wait in the pool, so that no queue grows without bound."""
 T = TypeVar("T")
 
 
-@ray.remote(num_cpus=0, max_restarts=2, max_concurrency=256)
+@ray.remote(num_cpus=1, max_restarts=2, max_concurrency=WORKER_CALLS)
 class SandboxWorker:
-    """A shell around one `LocalPool`. Candidate code runs in the pool's own processes, never in this one."""
+    """A shell around one `LocalPool`. Candidate code runs in the pool's own processes, never in this one.
 
-    def __init__(self, slots: int, min_level: int) -> None:
-        self._slots, self._min_level = slots, min_level
+    Create it with `sandbox_workers`, which reserves a CPU for every slot.
+    """
+
+    def __init__(self, slots: int, min_level: int, packages: Sequence[str] = ()) -> None:
+        self._slots, self._min_level, self._packages = slots, min_level, tuple(packages)
         self._pool: LocalPool | None = None
         self._starting = asyncio.Lock()
 
     async def _ready(self) -> LocalPool:
         async with self._starting:
             if self._pool is None:
-                pool = LocalPool(slots=self._slots, min_level=self._min_level)
-                await pool.__aenter__()
+                pool = LocalPool(slots=self._slots, min_level=self._min_level, packages=self._packages)
+                await pool.start()
                 self._pool = pool
         return self._pool
 
@@ -64,18 +71,34 @@ class SandboxWorker:
             self._pool = None
 
 
-class SandboxPool:
+def sandbox_workers(count: int, slots: int, min_level: int, packages: Sequence[str] = ()) -> list[Any]:
+    """`count` workers over the nodes of the cluster, each with as many CPUs reserved as it runs programs at a time.
+
+    They start when they are first called; one that no node has room for waits until there is.
+    """
+    made = SandboxWorker.options(num_cpus=slots, scheduling_strategy="SPREAD")
+    return [made.remote(slots, min_level, tuple(packages)) for _ in range(count)]
+
+
+class RayPool:
     """Least-loaded routing over sandbox workers, with retries of infrastructure failures on another worker.
 
-    Used inside an event loop; each holder counts its own outstanding calls.
+    A `SandboxBackend`. Used inside an event loop; each holder counts its own outstanding calls, and waits where it has
+    POOL_CALLS of them at every worker. The workers belong to whoever created them.
     """
 
     def __init__(self, workers: Sequence[Any]) -> None:
         self.workers = list(workers)
         self._outstanding = [0] * len(self.workers)
+        self._room = asyncio.Semaphore(POOL_CALLS * len(self.workers))
         self._order = random.Random(0)
         self._gone: dict[int, float] = {}
+        self._closed = False
         self.programs = 0
+
+    async def aclose(self) -> None:
+        """Take no more calls; those in flight end as they would. Later ones raise PoolClosedError."""
+        self._closed = True
 
     async def judge(self, submission: Submission) -> SuiteResult:
         """Judge a program. A result of `sandbox_error` after all attempts is returned as it is.
@@ -100,7 +123,13 @@ class SandboxPool:
         A failed result is returned where nothing better came; a worker that did not answer in time is not waited for
         again.
         """
-        self.programs += 1
+        if self._closed:
+            raise PoolClosedError("the pool was closed")
+        async with self._room:
+            self.programs += 1
+            return await self._attempts(call, failed)
+
+    async def _attempts(self, call: Callable[[Any], Awaitable[T]], failed: Callable[[T], bool]) -> T:
         tried: set[int] = set()
         results: list[T] = []
         attempts = max(ATTEMPTS, len(self.workers) + 1)

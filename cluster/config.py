@@ -52,6 +52,10 @@ class SandboxConfig(_Section):
     min_level: int = Field(default=1, ge=1, le=3, description="refuse to start below: 1 seccomp, 2 landlock, 3 cell")
     cpu_s: float = Field(default=1.0, gt=0, le=600, description="CPU seconds of one test")
     memory_mb: int = Field(default=512, ge=64, le=65536, description="address space of one test")
+    packages: list[str] = Field(default=[], description="installed packages that programs may import, e.g. [numpy]")
+    cache_entries: int = Field(
+        default=10_000, ge=0, le=10_000_000, description="results that a rollout worker remembers; 0: none"
+    )
 
     def limits(self) -> Limits:
         return Limits(cpu_s=self.cpu_s, memory_mb=self.memory_mb)

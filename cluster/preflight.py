@@ -127,6 +127,14 @@ def check_references(
         raise InputError("problems", problem, legal, f"its reference gets {verdict}{more}")
 
 
+def _pool(config: RunConfig) -> LocalPool:
+    try:
+        return LocalPool(min_level=config.sandbox.min_level, packages=config.sandbox.packages)
+    except ValueError as error:
+        legal = "packages that are installed, e.g. [numpy]"
+        raise InputError("sandbox.packages", config.sandbox.packages, legal, str(error)) from None
+
+
 async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[int], None]) -> list[tuple[str, str]]:
     """The problems with a reference that fails, in order, and how. `on_done` is told how many were run."""
     failures: dict[str, str] = {}
@@ -149,7 +157,7 @@ async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[
         done += 1
         on_done(done)
 
-    async with LocalPool(min_level=config.sandbox.min_level) as pool:
+    async with _pool(config) as pool:
         await asyncio.gather(*[one(pool, p, r) for p in problems for r in p.references])
     return [(p.id, failures[p.id]) for p in problems if p.id in failures]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.rollout import TreeResult
-from actors.sandbox_pool import SandboxPool
+from actors.sandbox_pool import RayPool
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
@@ -141,7 +141,7 @@ def _holdout_gap(
     if not programs:
         return None
     limits = run.config.sandbox.limits()
-    pool = SandboxPool(run.workers.sandboxes)
+    pool = RayPool(run.workers.sandboxes)
 
     async def judge_all() -> list[SuiteResult]:
         return await asyncio.gather(

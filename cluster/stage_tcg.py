@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.engine import Draw
-from actors.sandbox_pool import SandboxPool
+from actors.sandbox_pool import RayPool
 from cluster import flow
 from cluster.context import RunContext
 from cluster.stage_learn import spec
@@ -206,12 +206,12 @@ def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: in
 async def _execute_all(
     run: RunContext, problems: Sequence[Problem], cases: dict[str, list[ParsedCase]]
 ) -> dict[str, Generated]:
-    pool = SandboxPool(run.workers.sandboxes)
+    pool = RayPool(run.workers.sandboxes)
     found = await asyncio.gather(*[_execute(run, pool, p, cases[p.id]) for p in problems])
     return {p.id: g for p, g in zip(problems, found, strict=True)}
 
 
-async def _execute(run: RunContext, pool: SandboxPool, problem: Problem, cases: list[ParsedCase]) -> Generated:
+async def _execute(run: RunContext, pool: RayPool, problem: Problem, cases: list[ParsedCase]) -> Generated:
     if not cases or not (problem.entry_point is None or any(isinstance(t.case, CallCase) for t in problem.tests)):
         return Generated([], 0, 0)  # no test that can be called: nothing was run
     limits = run.config.sandbox.limits()
@@ -259,7 +259,7 @@ def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> f
 
 
 async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[str, Generated]) -> list[Suite]:
-    pool = SandboxPool(run.workers.sandboxes)
+    pool = RayPool(run.workers.sandboxes)
     done = 0
 
     async def one(problem: Problem) -> Suite:
@@ -274,7 +274,7 @@ async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[
     return list(await asyncio.gather(*[one(p) for p in problems]))
 
 
-async def _kill_rate(run: RunContext, pool: SandboxPool, problem: Problem, suite: Suite) -> float | None:
+async def _kill_rate(run: RunContext, pool: RayPool, problem: Problem, suite: Suite) -> float | None:
     """Share of the reference's mutants that the suite rejects, of those that any known test tells from it."""
     extra = [t for t in (*problem.tests, *suite.holdout) if t not in suite.tests]
     cases = [t.case for t in (*suite.tests, *extra)]

@@ -16,12 +16,13 @@ import psutil
 
 from cluster.config import RunConfig
 from cluster.driver_log import attempt
-from reasoning.errors import InputError
+from reasoning.errors import InputError, MachineError
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 900.0
+SANDBOX_START_S = 120
 SHUTDOWN_S = 30.0
 
 
@@ -102,15 +103,26 @@ class Workers:
         self._processes: set[psutil.Process] = set()
 
     def start_sandboxes(self) -> Any:
-        """Start the sandbox workers; returns the isolation report of the first. Raises InputError without isolation."""
+        """Start the sandbox workers; returns the isolation report of the first.
+
+        Raises InputError without isolation and where the cluster has too few CPUs, MachineError when they do not come
+        up in time.
+        """
         import ray
 
-        from actors.sandbox_pool import SandboxWorker
+        from actors.sandbox_pool import sandbox_workers
 
         s = self.config.sandbox
-        self.sandboxes = [SandboxWorker.remote(s.slots, s.min_level) for _ in range(s.workers)]
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if s.workers * s.slots > cpus:
+            legal = f"sandbox.workers x sandbox.slots of at most {cpus}, the CPUs of this cluster"
+            raise InputError("sandbox.workers", s.workers, legal, f"{s.workers} x {s.slots} CPUs are needed")
+        self.sandboxes = sandbox_workers(s.workers, s.slots, s.min_level, s.packages)
         try:
-            return ray.get([w.report.remote() for w in self.sandboxes], timeout=120)[0]
+            return ray.get([w.report.remote() for w in self.sandboxes], timeout=SANDBOX_START_S)[0]
+        except ray.exceptions.GetTimeoutError:
+            reason = f"not up within {SANDBOX_START_S} s; are all CPUs of the cluster taken? (ray status)"
+            raise MachineError(f"sandbox workers: {reason}") from None
         except ray.exceptions.RayTaskError as error:
             legal = "a machine with seccomp (Linux 4.14 or newer), or a lower sandbox.min_level"
             raise InputError("sandbox.min_level", s.min_level, legal, str(error.cause or error)) from None
@@ -124,7 +136,11 @@ class Workers:
         settings = EngineSettings(e.max_model_len, e.max_num_seqs, e.kv_cache_gib, self.config.seed)
         calls = concurrency(e.max_num_seqs, self.config.search.trees_in_flight)
         worker = RolloutWorker.options(num_gpus=e.gpus, max_concurrency=calls).remote(
-            str(self._model), settings, self.sandboxes, self.config.sandbox.limits()
+            str(self._model),
+            settings,
+            self.sandboxes,
+            self.config.sandbox.limits(),
+            self.config.sandbox.cache_entries,
         )
         self.rollouts = [worker]
         return [worker.start.remote() for worker in self.rollouts]
