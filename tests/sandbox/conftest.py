@@ -1,19 +1,31 @@
-"""A pool per isolation level that this machine has."""
+"""A pool per isolation level that this machine has, and the surroundings that no run may touch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from sandbox_bench import Bench
+from surroundings import SECRET_VARIABLE, Surroundings
 
 from sandbox import SandboxUnavailableError
 
 LEVELS = (3, 2, 1)
 
 
+@pytest.fixture(scope="session")
+def around() -> Iterator[Surroundings]:
+    """What lies outside of every run; its secret is in the environment of this process, which owns the pools."""
+    made = Surroundings()
+    os.environ[SECRET_VARIABLE] = made.token
+    yield made
+    del os.environ[SECRET_VARIABLE]
+    made.close()
+
+
 @pytest.fixture(scope="session", params=LEVELS, ids=["cell", "landlock", "seccomp"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, around: Surroundings) -> Iterator[Bench]:
     """A pool at each level that this machine has."""
     try:
         made = Bench(level=request.param)
@@ -25,7 +37,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 @pytest.fixture(scope="session")
-def best() -> Iterator[Bench]:
+def best(around: Surroundings) -> Iterator[Bench]:
     """A pool at the best level that this machine has."""
     made = Bench()
     yield made
