@@ -61,8 +61,8 @@ SECRETS = [
         "listing of a folder": "for name in os.listdir(HOST['folder']): harm(name)",
     }, naked=True),
     *_each(34, {
-        "secrets of this machine": "opened = 0\nfor p in ('/var/run/secrets/kubernetes.io/serviceaccount/token', '~/.ssh/id_rsa', '~/.netrc', '~/.config/wandb/settings', '/root/.bash_history', '/etc/shadow', '/etc/hostname', '/etc/machine-id', '/proc/cmdline', '/sys/kernel/notes'):\n  try: open(os.path.expanduser(p)).read()\n  except OSError: continue\n  harm(p)\nos.stat('/etc/shadow')",
-    }, RE | AC, naked=True),
+        "secrets of this machine": "opened = 0\nfor p in ('/var/run/secrets/kubernetes.io/serviceaccount/token', '~/.ssh/id_rsa', '~/.netrc', '~/.config/wandb/settings', '/root/.bash_history', '/etc/shadow', '/etc/hostname', '/etc/machine-id', '/proc/cmdline', '/sys/kernel/notes'):\n  try: open(os.path.expanduser(p)).read()\n  except OSError: continue\n  harm(p)\nopen('/etc/shadow')",
+    }, naked=True),
     *_each(35, {
         "passwd": "open('/etc/passwd').read()\nharm('read')",
         "home of root": "for name in os.listdir('/root'):\n  if not os.__file__.startswith('/root/' + name): harm(name)\nopen('/root/.profile')",

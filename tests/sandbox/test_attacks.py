@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -63,7 +64,6 @@ def test_attack(bench: Bench, around: Surroundings, attack: Attack) -> None:
     assert bench.cell is cell and bench.pool.stats().retries == retries
 
 
-@pytest.mark.slow
 @covers(99)
 def test_levels_agree(around: Surroundings) -> None:
     """Every program has one verdict, wherever it runs, as far as it needs no files."""
@@ -75,7 +75,8 @@ def test_levels_agree(around: Surroundings) -> None:
             continue
         try:
             for attack in ATTACKS:
-                if not attack.slow and attack.needs_files is None:
+                # Where one verdict alone is right, `test_attack` has said it for every level.
+                if len(attack.verdicts) > 1 and attack.needs_files is None:
                     verdicts.setdefault(str(attack), {})[level] = strike(bench, attack, around)[0].verdict
         finally:
             bench.close()
@@ -98,19 +99,19 @@ def test_no_harm_is_seen_where_there_is_none(around: Surroundings) -> None:
 def naked_harm(around: Surroundings, program: str) -> list[str]:
     """What a program does as an ordinary process."""
     before = around.look()
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env={SECRET_VARIABLE: around.token}, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], env={SECRET_VARIABLE: around.token}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
             process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        # Whatever it has started holds the pipe as well, and is ended here.
         harm = around.harm(before)
-        assert process.stdout is not None
-        return harm + marked(process.stdout.read().decode(errors="replace"), around.token)
+        output.seek(0)
+        return harm + marked(output.read().decode(errors="replace"), around.token)
 
 
 @pytest.mark.parametrize(
