@@ -34,8 +34,8 @@ MLE = frozenset({Verdict.MEMORY_LIMIT})
 OLE = frozenset({Verdict.OUTPUT_LIMIT})
 SV = frozenset({Verdict.SECURITY_VIOLATION})
 
-SHORT = Limits(cpu_s=0.3, wall_s=1.0, memory_mb=256)
-SLEEPER = Limits(cpu_s=0.3, wall_s=0.4, memory_mb=256)
+SHORT = Limits(cpu_s=0.15, wall_s=1.0, memory_mb=256)
+SLEEPER = Limits(cpu_s=0.3, wall_s=0.3, memory_mb=256)
 
 # What programs find that attack something outside: the places to attack, and the means.
 PREAMBLE = """

@@ -15,7 +15,7 @@ OUTPUT_REASON = (
     "rlimits",
     "the size of the output files is held by RLIMIT_FSIZE alone; time and the reader bound the rest",
 )
-_WIDE = Limits(cpu_s=0.3, wall_s=3.0, memory_mb=256)
+_WIDE = Limits(cpu_s=0.15, wall_s=3.0, memory_mb=256)
 
 TIME = [
     Attack(75, "busy loop", "while True: pass", TLE, limits=SHORT),
@@ -61,8 +61,8 @@ MEMORY = [
     Attack(81, "catches MemoryError and goes on", "try:\n  bytearray(10 ** 11)\nexcept MemoryError:\n  print('ok')", AC),
     Attack(81, "catches MemoryError and answers wrong", "try:\n  bytearray(10 ** 11)\nexcept MemoryError:\n  print('no')", WA),
     Attack(87, "unlimited recursion", "import sys\nsys.setrecursionlimit(1 << 30)\ndef f(): f()\nf()", RE | MLE | TLE, limits=_WIDE),
-    Attack(88, "zlib bomb", "import zlib\nc = zlib.compressobj(9, zlib.DEFLATED, -15)\nblock = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\nx = zlib.decompressobj(-15).decompress(block * 400)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON),
-    Attack(88, "gzip bomb", "import gzip, zlib\nc = zlib.compressobj(9, zlib.DEFLATED, 31)\nblock = c.compress(bytes(1 << 22)) + c.flush()\nx = gzip.decompress(block * 100)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON),
+    Attack(88, "zlib bomb", "import zlib\nc = zlib.compressobj(9, zlib.DEFLATED, -15)\nblock = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\nx = zlib.decompressobj(-15).decompress(block * 400)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON, slow=True),
+    Attack(88, "gzip bomb", "import gzip, zlib\nc = zlib.compressobj(9, zlib.DEFLATED, 31)\nblock = c.compress(bytes(1 << 22)) + c.flush()\nx = gzip.decompress(block * 100)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON, slow=True),
     Attack(88, "pickle bomb", "import pickle\npickle.loads(b'cbuiltins\\nbytearray\\n(I100000000000\\ntR.')", MLE | TLE),
     Attack(88, "XML bomb", "import xml.etree.ElementTree as E\ntext = '<!DOCTYPE a [<!ENTITY e0 \"' + 'x' * 1000 + '\">' + ''.join(f'<!ENTITY e{n + 1} \"' + f'&e{n};' * 20 + '\">' for n in range(9)) + ']><a>&e9;</a>'\nE.fromstring(text)\nprint('ok')", MLE | TLE | RE),
     Attack(88, "zip bomb to disk", "import io, tempfile, zipfile\nbuffer = io.BytesIO()\nwith zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('sandbox-harm', bytes(10 ** 7))\nzipfile.ZipFile(buffer).extractall('/tmp')\nprint('ok')", RE),

@@ -14,6 +14,15 @@ from sandbox import SandboxUnavailableError
 LEVELS = (3, 2, 1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What reaches for nothing outside ends alike at every level: at the lower ones it is tried in slow runs."""
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if "attack" in given and given.get("bench", LEVELS[0]) != LEVELS[0] and not given["attack"].outside:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def around() -> Iterator[Surroundings]:
     """What lies outside of every run; its secret is in the environment of this process, which owns the pools."""

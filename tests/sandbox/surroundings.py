@@ -87,7 +87,10 @@ class Surroundings:
         return sockets
 
     def _stand_by(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["/bin/sleep", "3600"], env={SECRET_VARIABLE: self.token}, start_new_session=True)
+        # It ends with the pipe, so with this process at the latest.
+        return subprocess.Popen(
+            ["/bin/cat"], stdin=subprocess.PIPE, env={SECRET_VARIABLE: self.token}, start_new_session=True
+        )
 
     def before(self, setting: object) -> dict[str, Any]:
         """How things are now: a look, or the last one when nothing but attacks in the same setting came since."""
@@ -108,7 +111,7 @@ class Surroundings:
         seen["new files"] = [
             f"{place}/{name}"
             for place in (*places, str(library.parent), str(library.parent / "__pycache__"))
-            for name in os.listdir(place)
+            for name in (os.listdir(place) if Path(place).is_dir() else [])
             if name.startswith((HARMED, HARMED.replace("-", "_")))
         ]
         seen["received"] = [name for name, one in self._sockets.items() if _received(one)]
@@ -172,6 +175,8 @@ class Surroundings:
         )  # fmt: skip
 
     def _end_bystander(self) -> None:
+        assert self._bystander.stdin is not None
+        self._bystander.stdin.close()
         self._bystander.kill()
         self._bystander.wait()
 

@@ -64,6 +64,7 @@ def test_attack(bench: Bench, around: Surroundings, attack: Attack) -> None:
     assert bench.cell is cell and bench.pool.stats().retries == retries
 
 
+@pytest.mark.slow
 @covers(99)
 def test_levels_agree(around: Surroundings) -> None:
     """Every program has one verdict, wherever it runs, as far as it needs no files."""
@@ -105,7 +106,7 @@ def naked_harm(around: Surroundings, program: str) -> list[str]:
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            process.wait(1)
+            process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

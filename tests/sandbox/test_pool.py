@@ -128,10 +128,12 @@ def test_a_cell_that_never_works_is_a_sandbox_error() -> None:
 EXECUTOR = """
 import asyncio, sys
 from sandbox import *
+# Takes back, as far as it can, that it dies with its parent.
+SOURCE = "import ctypes, os\\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\\nwhile True: pass"
 async def main():
-    pool = LocalPool(2, level=LEVEL)
+    pool = LocalPool(2, level=LEVEL, disabled_layers=DISABLED)
     await pool.start()
-    work = [asyncio.ensure_future(pool.judge(Submission(source="while True: pass", limits=Limits(cpu_s=30),
+    work = [asyncio.ensure_future(pool.judge(Submission(source=SOURCE, limits=Limits(cpu_s=30),
             cases=[StdioCase(stdin="", expected="")]))) for _ in range(2)]
     print("running", flush=True)
     await asyncio.gather(*work)
@@ -142,7 +144,20 @@ asyncio.run(main())
 @covers(95)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_everything_dies_with_the_executor(bench: Bench, how: signal.Signals) -> None:
-    code = EXECUTOR.replace("LEVEL", str(bench.pool.isolation.level))
+    check_that_everything_dies(bench.pool.isolation.level, how, disabled=[])
+
+
+@covers(66, 95)
+def test_without_the_filter_everything_dies_with_the_executor_too(best: Bench) -> None:
+    """A run may then outlive its parent; the first process of its namespace takes it along."""
+    if best.pool.isolation.level < 3:
+        pytest.skip("no namespaces on this machine")
+    check_that_everything_dies(3, signal.SIGKILL, disabled=["seccomp"])
+
+
+def check_that_everything_dies(level: int, how: signal.Signals, disabled: list[str]) -> None:
+    """Start an executor of two endless runs, end it, and see that nothing of it lives a second later."""
+    code = EXECUTOR.replace("LEVEL", str(level)).replace("DISABLED", str(disabled))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
     ) as process:
