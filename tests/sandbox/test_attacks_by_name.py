@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from attacks import covers
@@ -148,3 +149,17 @@ def test_no_thread_of_ours_sees_a_signal(best: Bench) -> None:
     # The pool runs in a thread that is not the main one and installs no signal handler.
     assert threading.current_thread() is threading.main_thread()
     assert best.judge("print('ok')", StdioCase(stdin="", expected="ok"), limits=QUICK).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.slow
+@covers(91)
+def test_fifty_megabytes_of_legal_output(best: Bench) -> None:
+    """Judged in bounded time, and to the last byte."""
+    limits = Limits(cpu_s=4, output_bytes=64 << 20)
+    lines = 50 * 1000 * 1000 // 100
+    source = f"for i in range({lines}): print('x' * 99)"
+    expected = ("x" * 99 + "\n") * lines
+    for wanted, verdict in ((expected, Verdict.ACCEPTED), (expected + "y", Verdict.WRONG_ANSWER)):
+        started = time.monotonic()
+        assert best.judge(source, StdioCase(stdin="", expected=wanted), limits=limits).verdict is verdict
+        assert time.monotonic() - started < 30
