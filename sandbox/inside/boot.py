@@ -34,6 +34,7 @@ class Plan:
     filter_pid_offsets: tuple[int, ...]
     base_address_space: int  # bytes that the zygote itself maps
     drop_capabilities: bool
+    resource_limits: bool
 
 
 def become_run(
@@ -43,7 +44,8 @@ def become_run(
     stage = stage_fd
     try:
         source_fd, input_fd, result_fd, ruleset_fd, stage = _arrange(fds, stage_fd, plan.ruleset_fd, channel_fd)
-        _limit(request, plan)
+        if plan.resource_limits:
+            _limit(request, plan)
         _restrict(plan, ruleset_fd)
         source = _read_all(source_fd)
         payload = _read_all(input_fd) if request.mode in _WITH_PAYLOAD else b""

@@ -13,9 +13,13 @@ from typing import Final
 
 from sandbox.inside import kernel
 
-NAMESPACES: Final = (
-    kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
-)
+# Beside the mount namespace, which the minimal root needs; the keys are names of layers.
+NAMESPACES: Final = {
+    "network": kernel.CLONE_NEWNET,
+    "ipc": kernel.CLONE_NEWIPC,
+    "uts": kernel.CLONE_NEWUTS,
+    "pid": kernel.CLONE_NEWPID,
+}
 # Inside a user namespace: 0 is the zygote (when started by root), this one is the runs.
 INNER_UID: Final = 1000
 
@@ -61,6 +65,18 @@ def write_id_maps(pid: int, privileged: bool, scratch_id: int) -> None:
             if kind == "gid":
                 Path(f"/proc/{pid}/setgroups").write_text("deny")
         Path(f"/proc/{pid}/{kind}_map").write_text(mapping)
+
+
+def forbid_nested_user_namespaces() -> bool:
+    """Let no process of this (fresh) user namespace make another, where it would have every capability.
+
+    Says whether it worked: in some containers the kernel's settings are mounted read-only.
+    """
+    try:
+        Path("/proc/sys/user/max_user_namespaces").write_text("0")
+    except OSError:
+        return False
+    return True
 
 
 def enter_minimal_root(libraries: list[str]) -> None:

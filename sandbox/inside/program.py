@@ -6,7 +6,9 @@ do to its own runner is to write another answer.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import atexit
+import builtins
 import gc
 import io
 import json
@@ -40,6 +42,9 @@ def prepare() -> None:
     sys.stderr = _writer(2, "backslashreplace")
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, f"__{name}__", getattr(sys, name))
+    # The zygote starts without `site`, which is what gives programs these two.
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
     sys.argv = [FILE_NAME]
     sys.set_int_max_str_digits(0)
     random.seed(0)

@@ -114,7 +114,8 @@ def _enter_cell(config: dict[str, Any], control: socket.socket, report: dict[str
     refusals: list[str] = []
     for with_user in (True, False) if root else (True,):
         go_read, go_write = os.pipe()
-        flags = layers.NAMESPACES | (kernel.CLONE_NEWUSER if with_user else 0)
+        flags = kernel.CLONE_NEWNS | (kernel.CLONE_NEWUSER if with_user else 0)
+        flags |= sum(flag for name, flag in layers.NAMESPACES.items() if name not in config["disabled"])
         try:
             child = kernel.clone(flags)
         except OSError as error:
@@ -154,12 +155,15 @@ def _settle(
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     kernel.die_with_parent(None)
+    names = ["user"] if with_user else []
+    names += ["mount", *(name for name in layers.NAMESPACES if name not in config["disabled"])]
+    nested = "; no nested ones" if with_user and layers.forbid_nested_user_namespaces() else ""
     if "mount" in config["disabled"]:
         report["mount"] = "disabled"
     else:
         layers.enter_minimal_root(libraries)
         report["mount"] = "enforced"
-    report["namespaces"] = f"enforced: {'user, ' if with_user else ''}mount, net, ipc, uts, pid"
+    report["namespaces"] = f"enforced: {', '.join(names)}{nested}"
     config["scratch_id"] = layers.INNER_UID if with_user else config["scratch_id"]
     config["own_user_count"] = 0 if root else 1
 
@@ -184,7 +188,7 @@ def _plan(config: dict[str, Any], report: dict[str, str]) -> boot.Plan:
     else:
         report["seccomp"] = "disabled"
     own_count = config.get("own_user_count", 0 if scratch is not None else None)
-    report["rlimits"] = "enforced"
+    report["rlimits"] = "disabled" if "rlimits" in disabled else "enforced"
     report["threads"] = "enforced" if own_count is not None else "unavailable: runs share the caller's user"
     return boot.Plan(
         zygote_pid=os.getpid(),
@@ -195,6 +199,7 @@ def _plan(config: dict[str, Any], report: dict[str, str]) -> boot.Plan:
         filter_pid_offsets=seccomp.pid_offsets(filter_bytes) if filter_bytes else (),
         base_address_space=config["mapped_bytes"],
         drop_capabilities=level >= 1,
+        resource_limits="rlimits" not in disabled,
     )
 
 
@@ -244,6 +249,7 @@ def _serve(control: socket.socket, plan: boot.Plan) -> None:
         for fd in fds:
             os.close(fd)
         _watch(control, runs)
+        _end_leftovers()
         control.send(wire.pack_replies([run.reply() for run in runs] or [wire.Reply.about_nothing(request.run_id)]))
 
 
@@ -323,6 +329,21 @@ def _start(request: wire.Request, fds: tuple[int, ...], plan: boot.Plan) -> list
     ours.close()
     theirs.close()
     return [solution, test]
+
+
+def _end_leftovers() -> None:
+    """Where this process is the first of a namespace, end whatever else a run may have started in it.
+
+    The filter lets no run start a process; this holds where the filter does not.
+    """
+    if os.getpid() != 1:
+        return
+    try:
+        os.kill(-1, signal.SIGKILL)
+        while True:
+            os.waitpid(-1, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
 
 
 def _watch(control: socket.socket, runs: list[_Run]) -> None:

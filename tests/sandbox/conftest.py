@@ -1,20 +1,41 @@
-"""A pool per isolation level that this machine has; a server and its client."""
+"""A pool per isolation level, the surroundings that no run may touch, a server and its client."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from fusion_bench import start, stop
 from sandbox_bench import Bench
+from surroundings import SECRET_VARIABLE, Surroundings
 
 from sandbox import SandboxFusionBackend, SandboxUnavailableError
 
 LEVELS = (3, 2, 1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What reaches for nothing outside ends alike at every level: at the lower ones it is tried in slow runs."""
+    for item in items:
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if "attack" in given and given.get("bench", LEVELS[0]) != LEVELS[0] and not given["attack"].outside:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def around() -> Iterator[Surroundings]:
+    """What lies outside of every run; its secret is in the environment of this process, which owns the pools."""
+    made = Surroundings()
+    os.environ[SECRET_VARIABLE] = made.token
+    yield made
+    del os.environ[SECRET_VARIABLE]
+    made.close()
+
+
 @pytest.fixture(scope="session", params=LEVELS, ids=["cell", "landlock", "seccomp"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, around: Surroundings) -> Iterator[Bench]:
     """A pool at each level that this machine has."""
     try:
         made = Bench(level=request.param)
@@ -26,7 +47,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 @pytest.fixture(scope="session")
-def best() -> Iterator[Bench]:
+def best(around: Surroundings) -> Iterator[Bench]:
     """A pool at the best level that this machine has."""
     made = Bench()
     yield made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 from sandbox import (
     CallCase,
@@ -16,6 +16,7 @@ from sandbox import (
     Submission,
     SuiteResult,
 )
+from sandbox.cell import Cell
 
 QUICK = Limits(cpu_s=1.0, wall_s=2.0, memory_mb=256)
 
@@ -23,11 +24,19 @@ QUICK = Limits(cpu_s=1.0, wall_s=2.0, memory_mb=256)
 class Bench:
     """Synchronous access to a LocalPool that lives in its own thread."""
 
+    made: ClassVar[int] = 0
+
     def __init__(self, slots: int = 1, **options: Any) -> None:
+        Bench.made += 1
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.pool: LocalPool = self.call(self._make(slots, options))
+
+    @property
+    def cell(self) -> Cell | None:
+        """The cell of the first slot, as it is now."""
+        return self.pool._slots[0].cell
 
     async def _make(self, slots: int, options: dict[str, Any]) -> LocalPool:
         pool = LocalPool(slots, **options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks import covers
 from sandbox_bench import QUICK, Bench
 
 from sandbox import (
@@ -76,6 +77,7 @@ def suite(source: str = "print('ok')", **fields: Any) -> Submission:
     return Submission(source=source, cases=[StdioCase(stdin="", expected="ok")], limits=QUICK, **fields)
 
 
+@covers(94)
 def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
     before = bench.pool.stats()
     ours = descendants(os.getpid())
@@ -126,10 +128,12 @@ def test_a_cell_that_never_works_is_a_sandbox_error() -> None:
 EXECUTOR = """
 import asyncio, sys
 from sandbox import *
+# Takes back, as far as it can, that it dies with its parent.
+SOURCE = "import ctypes, os\\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\\nwhile True: pass"
 async def main():
-    pool = LocalPool(2, level=LEVEL)
+    pool = LocalPool(2, level=LEVEL, disabled_layers=DISABLED)
     await pool.start()
-    work = [asyncio.ensure_future(pool.judge(Submission(source="while True: pass", limits=Limits(cpu_s=30),
+    work = [asyncio.ensure_future(pool.judge(Submission(source=SOURCE, limits=Limits(cpu_s=30),
             cases=[StdioCase(stdin="", expected="")]))) for _ in range(2)]
     print("running", flush=True)
     await asyncio.gather(*work)
@@ -137,9 +141,23 @@ asyncio.run(main())
 """
 
 
+@covers(95)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_everything_dies_with_the_executor(bench: Bench, how: signal.Signals) -> None:
-    code = EXECUTOR.replace("LEVEL", str(bench.pool.isolation.level))
+    check_that_everything_dies(bench.pool.isolation.level, how, disabled=[])
+
+
+@covers(66, 95)
+def test_without_the_filter_everything_dies_with_the_executor_too(best: Bench) -> None:
+    """A run may then outlive its parent; the first process of its namespace takes it along."""
+    if best.pool.isolation.level < 3:
+        pytest.skip("no namespaces on this machine")
+    check_that_everything_dies(3, signal.SIGKILL, disabled=["seccomp"])
+
+
+def check_that_everything_dies(level: int, how: signal.Signals, disabled: list[str]) -> None:
+    """Start an executor of two endless runs, end it, and see that nothing of it lives a second later."""
+    code = EXECUTOR.replace("LEVEL", str(level)).replace("DISABLED", str(disabled))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
     ) as process:
@@ -150,7 +168,7 @@ def test_everything_dies_with_the_executor(bench: Bench, how: signal.Signals) ->
                 time.sleep(0.05)
             assert len(below) >= 4
             process.send_signal(how)
-            assert not wait_gone(below, 2)
+            assert not wait_gone(below, 1)
         finally:
             process.kill()
 
@@ -227,6 +245,43 @@ def test_sleepers_do_not_stop_other_cells() -> None:
         bench.close()
 
 
+@covers(93)
+def test_a_thousand_waiting_sleepers_stop_nobody_else() -> None:
+    """A pool full of sleepers lets the cells of another go on, and ends at once."""
+    sleepers, others = Bench(), Bench()
+    submission = Submission(
+        source="import time\ntime.sleep(60)", cases=[StdioCase(stdin="", expected="ok")], limits=Limits(wall_s=60)
+    )
+
+    async def asleep() -> list[asyncio.Future[Any]]:
+        work = [asyncio.ensure_future(sleepers.pool.judge(submission)) for _ in range(1000)]
+        await asyncio.sleep(0.2)
+        return work
+
+    async def everything_else() -> list[Any]:
+        return await asyncio.gather(*(others.pool.judge(suite()) for _ in range(50)))
+
+    async def end(work: list[asyncio.Future[Any]]) -> list[Any]:
+        await sleepers.pool.aclose()
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    try:
+        work = sleepers.call(asleep())
+        started = time.monotonic()
+        assert {result.verdict for result in others.call(everything_else())} == {Verdict.ACCEPTED}
+        assert time.monotonic() - started < 5
+        cell = sleepers.cell
+        assert cell is not None
+        running = descendants(cell.zygote_pid)
+        started = time.monotonic()
+        assert all(isinstance(result, PoolClosedError) for result in sleepers.call(end(work)))
+        assert time.monotonic() - started < 5
+        assert running and not wait_gone(running, 1)
+    finally:
+        sleepers.close()
+        others.close()
+
+
 def test_cells_are_recycled() -> None:
     bench = Bench(recycle_after=3)
     try:
@@ -238,6 +293,7 @@ def test_cells_are_recycled() -> None:
         bench.close()
 
 
+@covers(82)
 def test_a_cell_stays_small() -> None:
     bench = Bench()
     try:
@@ -248,11 +304,17 @@ def test_a_cell_stays_small() -> None:
             pids = descendants(cell.zygote_pid) | {cell.zygote_pid}
             return sum(open_fds(pid) for pid in pids)
 
+        def resident() -> int:
+            pids = descendants(cell.zygote_pid) | {cell.zygote_pid}
+            return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4096
+
         bench.script("print('ok')")
-        before = fds()
+        before, memory = fds(), resident()
         for _ in range(100):
-            bench.script("x = ' ' * 10 ** 7\nprint('ok')")
+            bench.script("x = ' ' * 10 ** 7\nkept = [x, [[] for _ in range(10 ** 4)]]\nprint('ok')")
         assert fds() == before
+        # Each run takes ten times this.
+        assert resident() < memory + (1 << 20)
         assert cell is bench.pool._slots[0].cell
     finally:
         bench.close()
@@ -273,6 +335,7 @@ def test_oversubscription_changes_no_verdict() -> None:
         bench.close()
 
 
+@covers(96, 97)
 def test_unreachable_level_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(**options: Any) -> None:
         async with LocalPool(1, **options):
@@ -286,6 +349,39 @@ def test_unreachable_level_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(UNSAFE_VARIABLE, "1")
     with pytest.raises(SandboxUnavailableError):
         asyncio.run(start(level=0))
+
+
+NO_ISOLATION = """
+import asyncio, struct
+from sandbox import LocalPool, SandboxUnavailableError
+from sandbox.inside import kernel
+# Loads the number of the call (x86_64 and aarch64 differ) and refuses prctl(PR_SET_SECCOMP).
+load, equal, give = 0x20, 0x15, 0x06
+steps = [(load, 0, 0, 0), (equal, 1, 0, PRCTL), (give, 0, 0, 0x7FFF0000),
+         (load, 0, 0, 16), (equal, 0, 1, 22), (give, 0, 0, 0x00050016), (give, 0, 0, 0x7FFF0000)]
+kernel.no_new_privileges()
+kernel.install_filter(b"".join(struct.pack("<HBBI", *step) for step in steps))
+async def main():
+    try:
+        async with LocalPool(1):
+            print("started")
+    except SandboxUnavailableError as error:
+        print(sorted(error.attempts), *error.attempts.values(), sep="\\n")
+asyncio.run(main())
+"""
+
+
+@covers(96)
+def test_a_kernel_without_filters_is_refused() -> None:
+    code = NO_ISOLATION.replace("PRCTL", "157" if os.uname().machine == "x86_64" else "167")
+    environment = {name: value for name, value in os.environ.items() if name != UNSAFE_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, env=environment
+    )
+    levels, *reasons = done.stdout.splitlines()
+    assert levels == "[0, 1, 2, 3]", done
+    assert all("PR_SET_SECCOMP" in reason or "namespaces" in reason for reason in reasons[:3]), reasons
+    assert "refused" in reasons[3]
 
 
 def test_without_isolation_every_result_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ SCRIPTS = {
     "wrong": ("print('no')", Verdict.WRONG_ANSWER),
     "exit 0 early": ("import sys\nsys.exit(0)", Verdict.WRONG_ANSWER),
     "exit None": ("import sys\nprint('ok')\nsys.exit()", Verdict.ACCEPTED),
+    "exit()": ("print('ok')\nexit()\nprint('no')", Verdict.ACCEPTED),
+    "quit()": ("print('ok')\nquit()\nprint('no')", Verdict.ACCEPTED),
     "exit 3 after the answer": ("import sys\nprint('ok')\nsys.exit(3)", Verdict.RUNTIME_ERROR),
     "exit text after the answer": ("import sys\nprint('ok')\nsys.exit('x')", Verdict.RUNTIME_ERROR),
     "os._exit(0)": ("import os\nos._exit(0)", Verdict.WRONG_ANSWER),
