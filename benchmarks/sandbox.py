@@ -1,7 +1,8 @@
 """The sandbox against a bare fork, cold interpreters and its peers, on one small task.
 
-CPU time of the whole process tree per run (`sandbox.bench`), contenders taking turns in every round, medians of the
-ratios over the rounds. Every contender gets the same program and the same single test, and has to accept it:
+CPU time of the whole process tree per run, on one core (`sandbox.bench`), contenders taking turns in every round,
+medians of the ratios over the rounds. Every contender gets the same program and the same single test, and has to
+accept it:
 
     isolated      LocalPool at the best level: one call, compared outside
     bare_fork     the same pool without any layer
@@ -145,7 +146,7 @@ def peers() -> tuple[list[Contender], dict[str, str]]:
 def measured(quick: bool) -> dict[str, Any]:
     """Every figure, in one run."""
     runs = bench.QUICK_RUNS if quick else bench.RUNS
-    with bench.SyncPool() as pool, bench.bare_pool() as bare:
+    with bench.one_core(), bench.SyncPool() as pool, bench.bare_pool() as bare:
         others, missing = peers()
         figures = bench.measure([*bench.own_contenders(pool, bare), *others], runs)
         isolation = pool.pool.isolation

@@ -1,12 +1,13 @@
 """What a run costs here, measured: CPU seconds of all processes that take part, contenders side by side.
 
-Clock time says little on a machine that others use too; CPU time of the whole process tree does, and it is what decides
-how many programs a core can judge.
+Clock time says little on a machine that others use too; CPU time of the whole process tree, kept on one core, does, and
+it is what decides how many programs a core can judge.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import math
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +81,20 @@ def reap_orphans() -> None:
             pass
     except ChildProcessError:
         pass
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this thread, and all that it starts, on one core.
+
+    A core-second is then what it says, and nothing is spent on waking up another core.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def processes_below(pid: int) -> set[int]:
@@ -319,7 +334,7 @@ def _held(before: set[int]) -> tuple[int, int, int]:
 def quick_report(quick: bool) -> dict[str, Any]:
     """What `python -m sandbox bench` prints. `quick`: fewer runs a round."""
     runs = QUICK_RUNS if quick else RUNS
-    with SyncPool() as pool, bare_pool() as bare:
+    with one_core(), SyncPool() as pool, bare_pool() as bare:
         figures = measure(own_contenders(pool, bare), runs)
         isolation = pool.pool.isolation
     return {

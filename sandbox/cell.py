@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from sandbox.inside import wire
-from sandbox.isolation import IsolationReport, report_from_hello
+from sandbox.isolation import BEST_LEVEL, IsolationReport, report_from_hello
+from sandbox.lookout import INTERVAL_S, Lookout
 
 ZYGOTE: Final = Path(__file__).parent / "inside" / "zygote.py"
 HELLO_TIMEOUT_S: Final = 30.0
@@ -133,10 +134,9 @@ def sealed_file(name: str, content: bytes) -> int:
     """A descriptor of a memory file with `content` that nobody can change any more. The caller closes it."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.lseek(fd, 0, os.SEEK_SET)
+        done = 0
+        while done < len(content):
+            done += os.pwrite(fd, content[done:] if done else content, done)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -160,6 +160,8 @@ class Cell:
         self._dead = False
         self._closed = False
         self._waiter: asyncio.Future[bytes] | None = None
+        self._lookout: Lookout | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         control.setblocking(False)
         asyncio.get_running_loop().add_reader(control.fileno(), self._on_readable)
 
@@ -176,6 +178,7 @@ class Cell:
             hello = json.loads(await cell._receive(HELLO_TIMEOUT_S, "hello"))
             if "error" in hello:
                 raise CellError(hello["error"])
+            cell._set_lookout(options, hello["layers"])
             cell.report = report_from_hello(options.level, hello["layers"], hello["landlock_abi"])
         except (CellError, ValueError) as error:
             reason = f"{error}{cell._startup_stderr()}"
@@ -219,6 +222,18 @@ class Cell:
             theirs.close()
         return cls(process, ours, stderr_fd)
 
+    def _set_lookout(self, options: CellOptions, layers: dict[str, str]) -> None:
+        missing = "disabled" if "lookout" in options.disabled else Lookout.missing()
+        if missing is None:
+            self._lookout = Lookout(self.zygote_pid, guarded=options.level == BEST_LEVEL)
+        layers["lookout"] = {None: "enforced", "disabled": "disabled"}.get(missing, f"unavailable: {missing}")
+
+    def _look(self, spec: RunSpec, outputs: Sequence[int]) -> None:
+        """Look at the run in work, and again after a while."""
+        if self._lookout is not None:
+            self._lookout.look(spec.memory_bytes, spec.output_bytes, outputs)
+            self._next_look = asyncio.get_running_loop().call_later(INTERVAL_S, self._look, spec, outputs)
+
     async def run(self, spec: RunSpec) -> RawRun:
         """Execute one run. Raises CellError when the zygote fails or stays silent."""
         self.runs += 1
@@ -231,6 +246,7 @@ class Cell:
                 spec.threads,
             )  # fmt: skip
             self._send(request, (spec.source_fd, *files))
+            self._next_look = asyncio.get_running_loop().call_later(INTERVAL_S, self._look, spec, files[1:4])
             replies = wire.unpack_replies(await self._receive(spec.wall_s + REPLY_GRACE_S, "reply"))
             if len(replies) != (1 if spec.test is None else 2) or any(r.run_id != self._next_id for r in replies):
                 raise CellError("the zygote answered another request")
@@ -244,6 +260,8 @@ class Cell:
             self._dead = True
             raise
         finally:
+            if self._next_look is not None:
+                self._next_look.cancel()
             for fd in files:
                 os.close(fd)
 
@@ -343,6 +361,8 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "TZ": "UTC",
+        # Every function is looked up once, in the zygote, and not by the first call of it in each run.
+        "LD_BIND_NOW": "1",
     }
     # An interpreter that finds its own library this way cannot start without it.
     if "LD_LIBRARY_PATH" in os.environ:

@@ -57,6 +57,11 @@ def decode_value(data: Any) -> Any:
 _dump: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 
 
+def compact_json(tree: Any) -> bytes:
+    """A tree of plain JSON types as ASCII text, without blanks."""
+    return _dump(tree).encode()
+
+
 def dumps(value: object, rationals: bool = False) -> str:
     """`value` as ASCII typed JSON text, see `encode_value`. Raises UnserializableError."""
     return _dump(encode_value(value, rationals))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -10,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sandbox.cell import RawRun, RunSpec
-from sandbox.codec import MalformedValueError, dumps, encode_value, loads
+from sandbox.codec import MalformedValueError, compact_json, dumps, encode_value, loads
 from sandbox.comparators import CheckerProgram, ExactValue
 from sandbox.inside import wire
 from sandbox.records import (
@@ -79,7 +78,7 @@ def spec_for_call(
     if case is not None and takes_rationals(case):
         task["rationals"] = True
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
-    return _spec(wire.MODE_CALL, source_fd, json.dumps(task).encode(), limits, size)
+    return _spec(wire.MODE_CALL, source_fd, compact_json(task), limits, size)
 
 
 def takes_rationals(case: CallCase | ExpressionCase) -> bool:
@@ -91,7 +90,7 @@ def spec_for_expression(source_fd: int, case: ExpressionCase, limits: Limits) ->
     """A run that evaluates an expression in the solution's namespace."""
     task = {"setup": case.setup, "expression": case.expression, "rationals": takes_rationals(case)}
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
-    return _spec(wire.MODE_EXPRESSION, source_fd, json.dumps(task).encode(), limits, size)
+    return _spec(wire.MODE_EXPRESSION, source_fd, compact_json(task), limits, size)
 
 
 def spec_for_assert(source_fd: int, case: AssertCase, entry_point: str, limits: Limits) -> RunSpec:
@@ -99,8 +98,8 @@ def spec_for_assert(source_fd: int, case: AssertCase, entry_point: str, limits: 
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     task = {"entry_point": case.entry_point or entry_point}
     if case.trust == "shared":
-        return _spec(wire.MODE_SHARED, source_fd, json.dumps({**task, "test": case.code}).encode(), limits, size)
-    spec = _spec(wire.MODE_PAIR, source_fd, json.dumps(task).encode(), limits, size)
+        return _spec(wire.MODE_SHARED, source_fd, compact_json({**task, "test": case.code}), limits, size)
+    spec = _spec(wire.MODE_PAIR, source_fd, compact_json(task), limits, size)
     return replace(spec, test=source_bytes(case.code))
 
 
@@ -215,7 +214,8 @@ def case_result(raw: RawRun, spec: RunSpec, case: AnyCase) -> Judged:
     elif verdict is Verdict.ACCEPTED and raw.test is None and not right(raw.stdout, end.value, case):
         verdict, detail = Verdict.WRONG_ANSWER, difference(returned, case)
     both = [raw.reply] if raw.test is None else [raw.reply, raw.test.reply]
-    result = CaseResult(
+    # Not validated: all of it is made here, from checked parts, and once for every run.
+    result = CaseResult.model_construct(
         verdict=verdict,
         cpu_s=sum(reply.cpu_s for reply in both),
         wall_s=max(reply.wall_s for reply in both),

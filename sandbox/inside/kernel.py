@@ -31,7 +31,6 @@ SIGKILL: Final = 9
 
 # Calls with the same number on every machine.
 NR_LANDLOCK_CREATE, NR_LANDLOCK_ADD, NR_LANDLOCK_RESTRICT = 444, 445, 446
-NR_CLOSE_RANGE: Final = 436
 NR_MOUNT_SETATTR: Final = 442
 _NR = {
     "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126},
@@ -51,10 +50,17 @@ def _syscall(what: str, number: int, *args: Any) -> int:
     return _check(_libc.syscall(ctypes.c_long(number), *args), what)
 
 
-def prctl(option: int, value: int, what: str) -> None:
-    """prctl(2) with one argument."""
-    zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero), what)
+# Every run makes these two calls, so the types of their arguments are settled here.
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_short_syscall = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, use_errno=True)(
+    ("syscall", _libc)
+)
+
+
+def prctl(option: int, value: int, what: str, second: int = 0) -> None:
+    """prctl(2) with one argument or two."""
+    _check(_prctl(option, value, second, 0, 0), what)
 
 
 def die_with_parent(parent_pid: int | None) -> None:
@@ -80,22 +86,22 @@ def drop_capabilities() -> None:
     _syscall("capset", _NR["capset"], ctypes.c_char_p(header), ctypes.c_char_p(b"\0" * 24))
 
 
-def install_filter(filter_bytes: bytes | bytearray) -> None:
-    """Load an array of `struct sock_filter`."""
-    buffer = (ctypes.c_char * len(filter_bytes)).from_buffer_copy(filter_bytes)
-    program = struct.pack("@HP", len(filter_bytes) // 8, ctypes.addressof(buffer))
-    argument = ctypes.create_string_buffer(program, len(program))
-    zero = ctypes.c_ulong(0)
-    mode = ctypes.c_ulong(SECCOMP_MODE_FILTER)
-    _check(_libc.prctl(PR_SET_SECCOMP, mode, argument, zero, zero), "PR_SET_SECCOMP")
+class Filter:
+    """An array of `struct sock_filter` in memory, ready to be installed; a run writes its process id at `offsets`."""
 
+    def __init__(self, filter_bytes: bytes, offsets: tuple[int, ...] = ()) -> None:
+        self._code = (ctypes.c_char * len(filter_bytes)).from_buffer_copy(filter_bytes)
+        header = struct.pack("@HP", len(filter_bytes) // 8, ctypes.addressof(self._code))
+        self._program = ctypes.create_string_buffer(header, len(header))
+        self._address = ctypes.addressof(self._program)
+        self._offsets = offsets
 
-def close_range(first: int, last: int) -> None:
-    """Close every descriptor in [first, last]."""
-    try:
-        _syscall("close_range", NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
-    except OSError:
-        os.closerange(first, min(last, 65536) + 1)
+    def install(self) -> None:
+        """Put this process under the filter, for good."""
+        own = os.getpid()
+        for offset in self._offsets:
+            struct.pack_into("<I", self._code, offset, own)
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, "PR_SET_SECCOMP", self._address)
 
 
 def clone(flags: int) -> int:
@@ -188,4 +194,4 @@ def landlock_allow_path(ruleset_fd: int, path_fd: int, access: int) -> None:
 
 def landlock_restrict(ruleset_fd: int) -> None:
     """Put this process under a ruleset, for good."""
-    _syscall("landlock_restrict_self", NR_LANDLOCK_RESTRICT, ctypes.c_int(ruleset_fd), ctypes.c_uint(0))
+    _check(_short_syscall(NR_LANDLOCK_RESTRICT, ruleset_fd, 0), "landlock_restrict_self")

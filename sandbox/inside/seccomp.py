@@ -1,8 +1,10 @@
-"""The system call policy and its translation into BPF bytes.
+"""The system call policy and its translation into BPF bytes: two filters, each a balanced tree over call numbers.
 
-The filter is built once per zygote as a balanced tree over ranges of call numbers; a run only
-patches its own process id into the finished bytes, because building in Python would double the
-cost of a run.
+The cell's filter is installed once by the zygote, which every run inherits: the whole list of what is allowed, and the
+few calls more that zygote and boot need. The run's filter comes on top when the boot is over: it takes those few away
+and repeats what matters most, so that each of the two alone stops a program from reaching out. Installing a filter
+costs by its length in every run, so the long one is installed once; a run only patches its own process id into the
+finished bytes of the short one.
 """
 
 from __future__ import annotations
@@ -94,6 +96,23 @@ KILL: Final = _names(
 )
 
 
+# What zygote and boot do and no program may: taken away by the run's filter.
+BOOT: Final = _names(
+    """
+    recvmsg sendmsg clone pidfd_open kill tgkill prctl setresuid landlock_restrict_self
+    prlimit64
+    """
+)
+# In the run's filter as well as in the cell's: what takes no privilege, and what could undo another layer. The rest of
+# KILL and REFUSE needs capabilities that no run has, or is stopped by Landlock or a namespace.
+TWICE: Final = _names(
+    """
+    ptrace process_vm_readv process_vm_writev unshare setns bpf io_uring_setup userfaultfd perf_event_open keyctl
+    add_key request_key kcmp pidfd_getfd fork vfork execve execveat socket flock
+    """
+)
+
+
 class Insn(NamedTuple):
     """One classic BPF instruction."""
 
@@ -132,9 +151,11 @@ def _sendto() -> list[Insn]:
     return code + _ret(refuse) + _ret(RET_ALLOW)
 
 
-# clone3 has no entry, so it is ENOSYS: its flags lie in memory where no filter sees them, and libc falls back to clone.
+# What depends on the arguments. clone3 is ENOSYS: its flags lie in memory where no filter sees them, and libc falls
+# back to clone.
 SPECIAL: Final[dict[str, Callable[[], list[Insn]]]] = {
     "clone": _clone,
+    "clone3": lambda: _ret(RET_ERRNO | ENOSYS),
     "kill": lambda: _arg_in(0, (PID_PLACEHOLDER,), RET_ERRNO | EPERM),
     "tgkill": lambda: _arg_in(0, (PID_PLACEHOLDER,), RET_ERRNO | EPERM),
     "prctl": lambda: _arg_in(0, (PR_SET_NAME, PR_GET_NAME), RET_ERRNO | EPERM),
@@ -145,29 +166,42 @@ SPECIAL: Final[dict[str, Callable[[], list[Insn]]]] = {
     "prlimit64": lambda: _arg_in(0, (0, PID_PLACEHOLDER), RET_ERRNO | EPERM),
 }
 
+SPECIAL_TWICE: Final = frozenset({"clone3", "fcntl"})
 
-def _leaves(machine: str, allow_files: bool) -> list[tuple[int, list[Insn]]]:
+
+def _cell_rule(name: str, allow_files: bool) -> list[Insn]:
+    """What the cell's filter does with a call. Raises ValueError for one that the policy does not name."""
+    if name in BOOT:
+        return _ret(RET_ALLOW)
+    if name in SPECIAL:
+        return SPECIAL[name]()
+    if name in ALLOW or (allow_files and name in FILES):
+        return _ret(RET_ALLOW)
+    if name == "newfstatat":
+        return _arg_in(3, (AT_EMPTY_PATH,), RET_ERRNO | EACCES)  # how libc spells fstat
+    if name in FILES:
+        return _ret(RET_ERRNO | EACCES)
+    if name in REFUSE:
+        return _ret(RET_ERRNO | EPERM)
+    if name in KILL:
+        return _ret(RET_KILL_PROCESS)
+    raise ValueError(f"the policy says nothing about {name}")
+
+
+def _run_rule(name: str) -> list[Insn] | None:
+    """What the run's filter does with a call; None where it leaves it to the cell's."""
+    if name not in BOOT and name not in TWICE and name not in SPECIAL_TWICE:
+        return None
+    if name in SPECIAL:
+        return SPECIAL[name]()
+    return _ret(RET_KILL_PROCESS if name in KILL else RET_ERRNO | EPERM)
+
+
+def _leaves(rules: dict[int, list[Insn]], default: list[Insn]) -> list[tuple[int, list[Insn]]]:
     """(first number, code) of every range of calls, in order, covering all numbers from 0."""
-    code_of: dict[int, list[Insn]] = {}
-    for name, number in numbers_of(machine).items():
-        if name in SPECIAL:
-            code_of[number] = SPECIAL[name]()
-        elif name in ALLOW or (allow_files and name in FILES):
-            code_of[number] = _ret(RET_ALLOW)
-        elif name == "newfstatat":
-            code_of[number] = _arg_in(3, (AT_EMPTY_PATH,), RET_ERRNO | EACCES)  # how libc spells fstat
-        elif name in FILES:
-            code_of[number] = _ret(RET_ERRNO | EACCES)
-        elif name in REFUSE:
-            code_of[number] = _ret(RET_ERRNO | EPERM)
-        elif name in KILL:
-            code_of[number] = _ret(RET_KILL_PROCESS)
-        else:
-            raise ValueError(f"the policy says nothing about {name}")
     leaves: list[tuple[int, list[Insn]]] = []
-    default = _ret(RET_ERRNO | ENOSYS)
-    for number in range(max(code_of) + 2):
-        code = code_of.get(number, default)
+    for number in range(max(rules) + 2):
+        code = rules.get(number, default)
         if not leaves or leaves[-1][1] != code:
             leaves.append((number, code))
     return leaves
@@ -185,17 +219,26 @@ def _tree(leaves: list[tuple[int, list[Insn]]]) -> list[Insn]:
     return [Insn(JMP_JGE_K, 0, 1, pivot), Insn(JMP_JA, 0, 0, len(left)), *left, *right]
 
 
-def build(machine: str, allow_files: bool) -> bytes:
-    """The filter as an array of `struct sock_filter`, with `PID_PLACEHOLDER` still in it.
+def build_cell(machine: str, allow_files: bool) -> bytes:
+    """The zygote's filter as an array of `struct sock_filter`. Raises KeyError for a machine without a table."""
+    rules = {number: _cell_rule(name, allow_files) for name, number in numbers_of(machine).items()}
+    return _program(machine, _leaves(rules, _ret(RET_ERRNO | ENOSYS)))
 
-    Raises KeyError for a machine without a table.
-    """
+
+def build_run(machine: str) -> bytes:
+    """A run's filter, with `PID_PLACEHOLDER` still in it. Raises KeyError for a machine without a table."""
+    rules = {number: code for name, number in numbers_of(machine).items() if (code := _run_rule(name)) is not None}
+    return _program(machine, _leaves(rules, _ret(RET_ALLOW)))
+
+
+def _program(machine: str, leaves: list[tuple[int, list[Insn]]]) -> bytes:
+    """Look at the machine first: calls of other modes have other numbers."""
     program = [Insn(LD_W_ABS, 0, 0, OFFSET_ARCH), Insn(JMP_JEQ_K, 1, 0, AUDIT_ARCH[machine])]
     program += _ret(RET_KILL_PROCESS)
     program += [Insn(LD_W_ABS, 0, 0, OFFSET_NR)]
     if machine == X86_64:
         program += [Insn(JMP_JGE_K, 0, 1, X32_BIT), *_ret(RET_KILL_PROCESS)]
-    program += _tree(_leaves(machine, allow_files))
+    program += _tree(leaves)
     return b"".join(struct.pack("<HBBI", *insn) for insn in program)
 
 

@@ -62,7 +62,7 @@ swapon:167:224 swapoff:168:225 setuid:105:146 setgid:106:144 setreuid:113:145 se
 setresuid:117:147 setresgid:119:149 setgroups:116:159 setfsuid:122:151 setfsgid:123:152 capset:126:91
 open_by_handle_at:304:265 settimeofday:164:170 clock_settime:227:112 adjtimex:159:171 clock_adjtime:305:266
 iopl:172:- ioperm:173:- modify_ldt:154:- sethostname:170:161 setdomainname:171:162 nfsservctl:180:42
-clone:56:220 kill:62:129 tgkill:234:131 prctl:157:167 socketpair:53:199 sendto:44:206 ioctl:16:29
+clone:56:220 clone3:435:435 kill:62:129 tgkill:234:131 prctl:157:167 socketpair:53:199 sendto:44:206 ioctl:16:29
 fcntl:72:25 prlimit64:302:261
 """
 

@@ -8,12 +8,20 @@ It answers with one JSON hello (the layers, or why the level cannot be reached) 
 It exits when the socket closes, and dies with the process that started it.
 """
 
+# ruff: noqa: E402 - what is set up between the imports has to stand there
 from __future__ import annotations
+
+import os
+
+# Modules register what is to be done after a fork: locks to make anew, for a process that had threads; a new seed for
+# `random`, where each run has to start from the same state. Zygotes have no threads, and every such call would cost
+# each run; so none is registered.
+_register_at_fork = os.register_at_fork
+os.register_at_fork = lambda **hooks: None
 
 import gc
 import importlib
 import json
-import os
 import resource
 import select
 import signal
@@ -30,14 +38,7 @@ _package = types.ModuleType("sandbox")
 _package.__path__ = [str(Path(__file__).resolve().parent.parent)]
 sys.modules["sandbox"] = _package
 
-# The random module reseeds itself in every fork; here each run has to start from the same state.
-_register_at_fork = os.register_at_fork
-os.register_at_fork = lambda **hooks: None
-import random  # noqa: E402, F401
-
-os.register_at_fork = _register_at_fork
-
-from sandbox.inside import boot, kernel, layers, program, seccomp, wire  # noqa: E402
+from sandbox.inside import boot, kernel, layers, program, seccomp, wire
 
 POLL_SLACK_S = 0.002
 NO_PIDFD_POLL_S = 0.001
@@ -46,6 +47,7 @@ NO_PIDFD_POLL_S = 0.001
 def main() -> None:
     """Put the cell's layers on, say hello, serve."""
     config: dict[str, Any] = json.loads(sys.argv[1])
+    os.environ.pop("LD_BIND_NOW", None)  # for the start of this process alone
     # Whatever the caller ignores or blocks would be inherited; these few are as Python itself sets them.
     kept = {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT}
     for number in signal.valid_signals() - kept:
@@ -55,6 +57,8 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     kernel.die_with_parent(config["parent"])
     control = socket.socket(fileno=config["fd"])
+    while os.open(os.devnull, os.O_RDONLY) < boot.FIRST_FREE_FD:
+        pass  # see there
     for name in config["preload"]:
         try:
             importlib.import_module(name)
@@ -67,8 +71,9 @@ def main() -> None:
     except Exception as error:
         _hello(control, {"error": f"a package does not load: {type(error).__name__}: {error}", "layers": report})
         return
-    # Both are looked up while /proc and the whole file system are still in sight.
+    # All three are looked up while /proc and the whole file system are still in sight.
     config["mapped_bytes"] = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    config["landlock_abi"] = kernel.landlock_abi()
     config["libraries"] = layers.library_paths([path for package in config["packages"] for path in package["paths"]])
     try:
         if config["level"] >= 3:
@@ -77,12 +82,15 @@ def main() -> None:
     except (OSError, KeyError, RuntimeError) as error:
         _hello(control, {"error": f"{type(error).__name__}: {error}", "layers": report})
         return
-    _hello(control, {"layers": report, "landlock_abi": kernel.landlock_abi(), "uid": os.getuid(), "pid": os.getpid()})
+    _hello(control, {"layers": report, "landlock_abi": config["landlock_abi"]})
     for name in [name for name in sys.modules if name == "sandbox" or name.startswith("sandbox.")]:
         plan_modules.append(sys.modules.pop(name))
     program.prepare()
+    program.warm_up()
+    os.register_at_fork = _register_at_fork
     gc.collect()
     gc.freeze()
+    gc.disable()  # here and in the boot of runs; programs find it enabled
     _serve(control, plan)
 
 
@@ -180,27 +188,39 @@ def _plan(config: dict[str, Any], report: dict[str, str]) -> boot.Plan:
     level, disabled = config["level"], set(config["disabled"])
     libraries = config["libraries"]
     scratch = _scratch_id(config, report, libraries, root=os.getuid() == 0)
-    ruleset = _ruleset(level, disabled, libraries, report)
-    filter_bytes = None
-    if level >= 1 and "seccomp" not in disabled:
-        filter_bytes = seccomp.build(os.uname().machine, allow_files=level >= 2)
-        report["seccomp"] = "enforced"
-    else:
-        report["seccomp"] = "disabled"
+    ruleset = _ruleset(config, report)
+    filters: dict[str, bytes] = {}
+    if level >= 1:
+        machine = os.uname().machine
+        filters = {"seccomp": seccomp.build_run(machine), "cell_filter": seccomp.build_cell(machine, level >= 2)}
+    for name in ("seccomp", "cell_filter"):
+        report[name] = "enforced" if name in filters and name not in disabled else "disabled"
+    run_filter = filters["seccomp"] if report["seccomp"] == "enforced" else None
+    if level >= 1:
+        # Inherited by every run, and no run gets it back.
+        kernel.no_new_privileges()
+        if scratch is None:
+            kernel.drop_capabilities()
     own_count = config.get("own_user_count", 0 if scratch is not None else None)
     report["rlimits"] = "disabled" if "rlimits" in disabled else "enforced"
     report["threads"] = "enforced" if own_count is not None else "unavailable: runs share the caller's user"
-    return boot.Plan(
+    plan = boot.Plan(
         zygote_pid=os.getpid(),
         scratch_id=scratch,
         own_user_count=own_count,
         ruleset_fd=ruleset,
-        filter_bytes=filter_bytes,
-        filter_pid_offsets=seccomp.pid_offsets(filter_bytes) if filter_bytes else (),
+        filter=kernel.Filter(run_filter, seccomp.pid_offsets(run_filter)) if run_filter else None,
         base_address_space=config["mapped_bytes"],
-        drop_capabilities=level >= 1,
-        resource_limits="rlimits" not in disabled,
+        hard_limits=None if "rlimits" in disabled else boot.hard_limits(),
     )
+    if scratch is not None:
+        # The group may change at once; the user changes in each run, since it takes root to become another one.
+        os.setgroups([])
+        os.setresgid(scratch, scratch, scratch)
+        kernel.die_with_parent(None)  # the change has cleared this
+    if report["cell_filter"] == "enforced":
+        kernel.Filter(filters["cell_filter"]).install()
+    return plan
 
 
 def _scratch_id(config: dict[str, Any], report: dict[str, str], libraries: list[str], root: bool) -> int | None:
@@ -219,9 +239,9 @@ def _scratch_id(config: dict[str, Any], report: dict[str, str], libraries: list[
     return scratch
 
 
-def _ruleset(level: int, disabled: set[str], libraries: list[str], report: dict[str, str]) -> int | None:
-    abi = kernel.landlock_abi()
-    if level < 2 or "landlock" in disabled:
+def _ruleset(config: dict[str, Any], report: dict[str, str]) -> int | None:
+    abi, level = config["landlock_abi"], config["level"]
+    if level < 2 or "landlock" in config["disabled"]:
         report["landlock"] = "disabled"
         return None
     if abi < 1:
@@ -229,7 +249,7 @@ def _ruleset(level: int, disabled: set[str], libraries: list[str], report: dict[
         if level == 2:
             raise RuntimeError("Landlock is not available")
         return None
-    ruleset = layers.landlock_ruleset(abi, libraries)
+    ruleset = layers.landlock_ruleset(abi, config["libraries"])
     report["landlock"] = "enforced: files" + (", TCP" if abi >= 4 else "") + (", signals" if abi >= 6 else "")
     return ruleset
 

@@ -63,7 +63,7 @@ class Attack:
 
     outside: it starts with `PREAMBLE`, and with `HOST`, the facts that `Surroundings` gives, and `NR`, the numbers of
     system calls. forging: it wants to be accepted, and never is. naked: without any sandbox it does visible harm, and
-    none that would last. only_layer: the one layer of a cell that contains it, with the reason. needs_files: its
+    none that would last. needs_files: its
     verdict at the level without files. slow: it takes a second or more.
     """
 
@@ -80,7 +80,6 @@ class Attack:
     outside: bool = False
     forging: bool = False
     naked: bool = False
-    only_layer: tuple[str, str] | None = None
     needs_files: frozenset[Verdict] | None = None
     slow: bool = False
 

@@ -12,7 +12,6 @@ from attacks import AC, RE, SV, TLE, Attack
 from sandbox import Limits, Verdict
 
 X86 = os.uname().machine == "x86_64"
-SURFACE = ("seccomp", "the kernel gives this call to every process; only the filter takes it away")
 _FOLDER = "FOLDER = HOST['folder']\nCANARY = FOLDER + '/canary'\n"
 _BRIEF = Limits(cpu_s=0.3, wall_s=0.4, memory_mb=256)
 
@@ -137,7 +136,7 @@ FILES = [
         "fallocate on the disk": "os.posix_fallocate(os.open(CANARY, os.O_RDWR), 0, 1 << 20)",
     }, prefix=_FOLDER, naked=True),
     *_each(40, {"fallocate of the output": "os.posix_fallocate(1, 0, 1 << 30)\nharm('1 GiB')"}),
-    *_each(41, _LOCKS, only_layer=("seccomp", "a lock needs no right but to read")),
+    *_each(41, _LOCKS),
     *_each(41, {"lease": "import fcntl\nfcntl.fcntl(os.open(os.__file__, os.O_RDONLY), 1024, fcntl.F_RDLCK)\nharm('leased')"}),
 ]  # fmt: skip
 
@@ -194,9 +193,9 @@ NETWORK = [
     *_each(45, {k: v.format(stream="HOST['abstract_stream']", datagram="HOST['abstract_datagram']") for k, v in _UNIX.items()}, naked=True),
     *_each(46, {k + " on a path": v.format(stream="HOST['path_stream']", datagram="HOST['path_datagram']") for k, v in _UNIX.items()}, naked=True),
     *_each(47, _FAMILIES),
-    *_each(47, _SURFACES, only_layer=SURFACE),
+    *_each(47, _SURFACES),
     *_each(48, {"metadata of a cloud": "socket.create_connection(('169.254.169.254', 80), timeout=.2)\nharm('connected')"}),
-    *_each(49, {"io_uring": "unless_refused(lambda: call('io_uring_setup', 8, (ctypes.c_char * 120)()))"}, SV, only_layer=SURFACE),
+    *_each(49, {"io_uring": "unless_refused(lambda: call('io_uring_setup', 8, (ctypes.c_char * 120)()))"}, SV),
     *_each(50, _IPC, prefix=_KEY, naked=True),
     *_each(50, {"memory file": "os.memfd_create('x')"}),
     *_each(50, {"memory files": _MEMORY_FILES}, limits=Limits(cpu_s=1, wall_s=3, memory_mb=256), naked=True),
@@ -370,12 +369,12 @@ KERNEL = [
     *_each(67, _MOUNTS, SV),
     *_each(68, _NAMESPACES, SV),
     *_each(68, {"clone into a user namespace": f"if call('clone', 0x10000000 | 17, 0, 0, 0, 0) == 0:{_LINGER}"}, naked=True),
-    *_each(69, {name: f"try: {code}\nexcept OSError: pass" for name, code in _KERNEL.items()}, SV, only_layer=SURFACE),
+    *_each(69, {name: f"try: {code}\nexcept OSError: pass" for name, code in _KERNEL.items()}, SV),
     *_each(69, {"count events of the parent": "a = (ctypes.c_ulonglong * 16)()\na[0] = 1 | 112 << 32\ncall('perf_event_open', a, os.getppid(), -1, -1, 0)\nharm('counts')"}, SV),
     *_each(71, _IDENTITIES, SV),
     *_each(71, {"set-user-id program": "os.execv('/bin/su', ['su', '-c', 'echo HA' + 'RM: ran'])"}),
     *_each(72, {"unknown call": "if libc.syscall(ctypes.c_long(1000)) != -1 or ctypes.get_errno() != 38: harm(ctypes.get_errno())"}, AC),
-    *(_each(70, {"x32 call": "libc.syscall(ctypes.c_long(0x40000000 + 39))"}, SV, only_layer=SURFACE) if X86 else []),
+    *(_each(70, {"x32 call": "libc.syscall(ctypes.c_long(0x40000000 + 39))"}, SV) if X86 else []),
     *(_each(70, _OTHER_MODES, SV | RE, prefix=_CODE, naked=True) if X86 else []),
     *(_each(73, _SHELLCODE, prefix=_CODE, naked=True) if X86 else _each(73, {"program": _EXECS["execve"]})),
     *_each(74, _TERMINALS),

@@ -10,11 +10,6 @@ from attacks import AC, CE, MLE, OLE, QUICK, RE, SHORT, SLEEPER, TLE, WA, Attack
 
 from sandbox import Limits
 
-MEMORY_REASON = ("rlimits", "memory is counted by RLIMIT_AS alone; a cgroup would be the second count")
-OUTPUT_REASON = (
-    "rlimits",
-    "the size of the output files is held by RLIMIT_FSIZE alone; time and the reader bound the rest",
-)
 _WIDE = Limits(cpu_s=0.15, wall_s=3.0, memory_mb=256)
 
 TIME = [
@@ -52,17 +47,17 @@ LIMITS = [
 # Bounded, so that they are no danger to the machine where the limit is switched off: up to 600 MB, where 256 are allowed.
 _TOOK = "\nharm('took more than its limit')"
 MEMORY = [
-    Attack(80, "list bomb", "x = [b'1' * 10 ** 7 for _ in range(60)]" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON),
-    Attack(80, "string bomb", "x = 'x' * 10 ** 8\nx = x * 6" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON),
-    Attack(80, "anonymous mapping", "import mmap\nx = [mmap.mmap(-1, 10 ** 7) for _ in range(60)]\n[m.write(b'1' * 10 ** 7) for m in x]" + _TOOK, MLE | RE, outside=True, naked=True, only_layer=MEMORY_REASON),
+    Attack(80, "list bomb", "x = [b'1' * 10 ** 7 for _ in range(60)]" + _TOOK, MLE, outside=True, naked=True),
+    Attack(80, "string bomb", "x = 'x' * 10 ** 8\nx = x * 6" + _TOOK, MLE, outside=True, naked=True),
+    Attack(80, "anonymous mapping", "import mmap\nx = [mmap.mmap(-1, 10 ** 7) for _ in range(60)]\n[m.write(b'1' * 10 ** 7) for m in x]" + _TOOK, MLE | RE, outside=True, naked=True),
     Attack(80, "huge block", "x = bytearray(10 ** 11)", MLE),
     Attack(80, "bomb after the answer", "print('ok', flush=True)\nx = bytearray(10 ** 11)", MLE),
     Attack(80, "bomb in a call", "def f(): return bytearray(10 ** 11)", MLE, "call"),
     Attack(81, "catches MemoryError and goes on", "try:\n  bytearray(10 ** 11)\nexcept MemoryError:\n  print('ok')", AC),
     Attack(81, "catches MemoryError and answers wrong", "try:\n  bytearray(10 ** 11)\nexcept MemoryError:\n  print('no')", WA),
     Attack(87, "unlimited recursion", "import sys\nsys.setrecursionlimit(1 << 30)\ndef f(): f()\nf()", RE | MLE | TLE, limits=_WIDE),
-    Attack(88, "zlib bomb", "import zlib\nc = zlib.compressobj(9, zlib.DEFLATED, -15)\nblock = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\nx = zlib.decompressobj(-15).decompress(block * 400)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON, slow=True),
-    Attack(88, "gzip bomb", "import gzip, zlib\nc = zlib.compressobj(9, zlib.DEFLATED, 31)\nblock = c.compress(bytes(1 << 22)) + c.flush()\nx = gzip.decompress(block * 100)" + _TOOK, MLE, outside=True, naked=True, only_layer=MEMORY_REASON, slow=True),
+    Attack(88, "zlib bomb", "import zlib\nc = zlib.compressobj(9, zlib.DEFLATED, -15)\nblock = c.compress(bytes(1 << 20)) + c.flush(zlib.Z_FULL_FLUSH)\nx = zlib.decompressobj(-15).decompress(block * 400)" + _TOOK, MLE, outside=True, naked=True, slow=True),
+    Attack(88, "gzip bomb", "import gzip, zlib\nc = zlib.compressobj(9, zlib.DEFLATED, 31)\nblock = c.compress(bytes(1 << 22)) + c.flush()\nx = gzip.decompress(block * 100)" + _TOOK, MLE, outside=True, naked=True, slow=True),
     Attack(88, "pickle bomb", "import pickle\npickle.loads(b'cbuiltins\\nbytearray\\n(I100000000000\\ntR.')", MLE | TLE),
     Attack(88, "XML bomb", "import xml.etree.ElementTree as E\ntext = '<!DOCTYPE a [<!ENTITY e0 \"' + 'x' * 1000 + '\">' + ''.join(f'<!ENTITY e{n + 1} \"' + f'&e{n};' * 20 + '\">' for n in range(9)) + ']><a>&e9;</a>'\nE.fromstring(text)\nprint('ok')", MLE | TLE | RE),
     Attack(88, "zip bomb to disk", "import io, tempfile, zipfile\nbuffer = io.BytesIO()\nwith zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('sandbox-harm', bytes(10 ** 7))\nzipfile.ZipFile(buffer).extractall('/tmp')\nprint('ok')", RE),
@@ -73,7 +68,7 @@ OUTPUT = [
     Attack(83, "flood", "while True: print('x' * 1000)", OLE, limits=_LIMITED),
     Attack(83, "flood on stderr", "import sys\nwhile True: sys.stderr.write('x' * 1000)", OLE, limits=_LIMITED),
     Attack(83, "flood that ignores errors", "import os\nwhile True:\n  try: os.write(1, b'x' * 1000)\n  except OSError: pass", OLE | TLE, limits=_LIMITED),
-    Attack(83, "more than the limit", "for _ in range(20): os.write(1, b'x' * 10 ** 5)\nos.write(2, b'HA' + b'RM: two megabytes')", OLE, outside=True, naked=True, limits=_LIMITED, only_layer=OUTPUT_REASON),
+    Attack(83, "more than the limit", "for _ in range(3000): os.write(1, b'x' * 10 ** 5)\nos.write(2, b'HA' + b'RM: three hundred megabytes')", OLE, outside=True, naked=True, limits=_LIMITED),
     Attack(83, "flood of a returned value", "def f(): return 'x' * 10 ** 6", OLE, "call", limits=_LIMITED),
     Attack(84, "sparse output", "import os\nos.ftruncate(1, 1 << 40)", RE | OLE),
     Attack(84, "sparse output by seeking", "import os\nos.lseek(1, 1 << 40, 0)\nos.write(1, b'x')", RE | OLE),

@@ -360,7 +360,7 @@ load, equal, give = 0x20, 0x15, 0x06
 steps = [(load, 0, 0, 0), (equal, 1, 0, PRCTL), (give, 0, 0, 0x7FFF0000),
          (load, 0, 0, 16), (equal, 0, 1, 22), (give, 0, 0, 0x00050016), (give, 0, 0, 0x7FFF0000)]
 kernel.no_new_privileges()
-kernel.install_filter(b"".join(struct.pack("<HBBI", *step) for step in steps))
+kernel.Filter(b"".join(struct.pack("<HBBI", *step) for step in steps)).install()
 async def main():
     try:
         async with LocalPool(1):
