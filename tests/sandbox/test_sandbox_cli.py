@@ -1,0 +1,84 @@
+"""`python -m sandbox`: run and bench (judge and doctor are in test_pool, serve in test_fusion_server)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sandbox(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "sandbox", *arguments], capture_output=True, input=given, cwd=ROOT, timeout=120
+    )
+
+
+def test_run_gives_the_program_its_input_and_the_caller_its_output(tmp_path: Path) -> None:
+    source = tmp_path / "s.py"
+    source.write_text(
+        "import sys\ndata = sys.stdin.buffer.read()\nprint(len(data), 'ñ')\nprint('noise', file=sys.stderr)"
+    )
+    done = sandbox("run", str(source), given=b"\xff\0 any bytes")
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "12 ñ\n", b"noise\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("print('before')\n1/0", [], "runtime_error: ZeroDivisionError"),
+        ("while True: pass", ["--cpu-s", "0.2"], "time_limit: more than 0.2 s of CPU time"),
+        ("x = ' ' * 10 ** 9", ["--memory-mb", "64"], "memory_limit"),
+        ("x = (", [], "compile_error"),
+    ],
+)
+def test_run_says_how_a_program_failed(tmp_path: Path, text: str, options: list[str], says: str) -> None:
+    source = tmp_path / "s.py"
+    source.write_text(text)
+    done = sandbox("run", str(source), *options)
+    assert done.returncode == 1
+    assert says in done.stderr.decode().splitlines()[-1]
+    assert done.stdout == (b"before\n" if "before" in text else b"")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["none.py"], ["{}", "--cpu-s", "-1"], ["{}", "--package", "no_such_package"], ["{}", "--memory-mb", "1"]],
+)
+def test_run_refuses_bad_input_in_one_line(tmp_path: Path, options: list[str]) -> None:
+    source = tmp_path / "s.py"
+    source.write_text("print(1)")
+    done = sandbox("run", *[option.format(source) for option in options])
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done
+
+
+def test_run_refuses_a_source_that_is_too_long(tmp_path: Path) -> None:
+    source = tmp_path / "s.py"
+    source.write_text("#" * 300_000)
+    done = sandbox("run", str(source))
+    assert done.returncode == 2 and b"at most" in done.stderr
+
+
+def test_run_offers_a_package_that_is_asked_for(tmp_path: Path) -> None:
+    source = tmp_path / "s.py"
+    source.write_text("import numpy\nprint(numpy.arange(3).sum())")
+    assert sandbox("run", str(source)).returncode == 1
+    assert sandbox("run", str(source), "--package", "numpy").stdout == b"3\n"
+
+
+@pytest.mark.slow
+def test_bench_measures_and_a_soak_leaves_nothing() -> None:
+    done = sandbox("bench", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["ratios"]) == {"over_bare_fork", "vs_cold_python", "checker_mode", "nth_test"}
+    assert all(value > 0 for value in found["ratios"].values()) and found["runs_per_core_s"] > 1
+    soaked = json.loads(sandbox("bench", "--soak", "1500", "--json").stdout)
+    assert soaked["runs"] == 1500 and soaked["sandbox_errors"] == soaked["retries"] == 0
+    assert soaked["processes_left"] == soaked["processes_grown"] == soaked["descriptors_grown"] == 0
+    assert soaked["memory_grown_mb"] < 16
+    assert sandbox("bench", "--soak", "0").returncode == 2
