@@ -127,6 +127,16 @@ def test_references_that_pass(problem_file):
     checked(problem_file, row("b"))
 
 
+def test_references_may_import_packages_that_are_asked_for(problem_file):
+    fine = row("fine", references=["import numpy\n\ndef double(n):\n    return numpy.int64(n) * 2\n"])
+    path = problem_file(fine, row("other"))
+    made = config(path, "sandbox.packages=[numpy]")
+    check_references(load_problems(made, nothing_bad), made)
+    missing = config(path, "sandbox.packages=[no_such_package]")
+    with pytest.raises(InputError, match=r"sandbox\.packages: got .*no_such_package"):
+        check_references(load_problems(missing, nothing_bad), missing)
+
+
 @pytest.mark.parametrize(
     "reference, verdict",
     [

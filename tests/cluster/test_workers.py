@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import load
+from cluster.workers import Workers
+from reasoning.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import os, sys
@@ -49,3 +53,10 @@ def test_actors_run_our_code_and_not_that_of_the_working_directory(tmp_path):
         str(ROOT / "reasoning" / "__init__.py"),
         str(tmp_path),
     ]
+
+
+@pytest.mark.slow
+def test_more_sandbox_slots_than_the_cluster_has_cpus_are_refused(local_ray, tmp_path):
+    config = load("tiny", ["sandbox.workers=2", "sandbox.slots=2"])
+    with pytest.raises(InputError, match=r"sandbox\.workers: got 2: 2 x 2 CPUs are needed.*at most 2"):
+        Workers(config, tmp_path, tmp_path).start_sandboxes()
