@@ -78,7 +78,8 @@ class ExactValue(_Comparator):
     1 and 1.0 are the same, True and 1 are not (unless `bool_is_int`); list and tuple are the same only for
     `sequence_kind="any"`; nan equals nan; set equals frozenset. `rationals`: a returned Fraction or Decimal counts as
     the number that it is; otherwise it cannot be returned. `wrapped`: the expected value is a list with the answer as
-    its only item, as some data sets store it; the answer itself will do as well.
+    its only item, as some data sets store it; the answer itself will do as well. `truth`: only whether the value counts
+    as true is looked at, as in `assert f(x)`; it may then be of a type that cannot be returned.
     """
 
     kind: Literal["exact"] = "exact"
@@ -86,11 +87,14 @@ class ExactValue(_Comparator):
     bool_is_int: bool = False
     rationals: bool = False
     wrapped: bool = False
+    truth: bool = False
     rel_tol: float = Field(default=1e-6, ge=0, lt=1)
     abs_tol: float = Field(default=1e-9, ge=0, lt=1)
 
     def accepts(self, returned: Any, expected: Any) -> bool:
         """Whether `returned` is the expected value."""
+        if self.truth:
+            return bool(returned) is bool(expected)
         rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, close_ints=False)
         if values_match(returned, expected, rules):
             return True
