@@ -175,9 +175,9 @@ class Cell:
         try:
             hello = json.loads(await cell._receive(HELLO_TIMEOUT_S, "hello"))
             if "error" in hello:
-                raise CellError(hello["error"])
+                raise CellError(str(hello["error"]))
             cell.report = report_from_hello(options.level, hello["layers"], hello["landlock_abi"])
-        except (CellError, ValueError) as error:
+        except (CellError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = f"{error}{cell._startup_stderr()}"
             await cell.close()
             raise CellError(reason) from None

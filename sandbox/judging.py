@@ -183,7 +183,7 @@ def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
     end, said = outcome(test, spec), _said(test.result)
     if end.verdict is Verdict.ACCEPTED and said.get("passed") is True:
         return Outcome(Verdict.ACCEPTED, True, None)
-    detail = str(said.get("detail", end.detail))
+    detail = shown_text(str(said.get("detail", end.detail)).encode("utf-8", "backslashreplace"))
     if said.get("by") == "gone":
         return solution if solution.verdict is not Verdict.ACCEPTED else Outcome(Verdict.RUNTIME_ERROR, True, detail)
     if said.get("by") == "solution":
