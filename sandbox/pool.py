@@ -213,9 +213,13 @@ class LocalPool:
                 attempts[level] = f"not tried: below min_level={self._min_level}"
                 continue
             try:
-                return await self._tried(level)
+                cell = await self._tried(level)
             except CellError as error:
                 attempts[level] = str(error)
+                continue
+            better = {f"level {n} ({LEVEL_NAMES[n]})": f"unavailable: {why}" for n, why in attempts.items()}
+            cell.report = cell.report.model_copy(update={"layers": {**better, **cell.report.layers}})
+            return cell
         raise SandboxUnavailableError(attempts, self._min_level)
 
     async def _tried(self, level: int) -> Cell:

@@ -1,14 +1,11 @@
 """The pool as a service: faults, retries, back-pressure, a clean end."""
 
-# ruff: noqa: E501 - tables and programs keep one entry per line
-
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -296,32 +293,6 @@ def test_without_isolation_every_result_says_so(monkeypatch: pytest.MonkeyPatch)
         assert result.verdict is Verdict.ACCEPTED and result.isolation.level_name == "none"
     finally:
         bench.close()
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_without_privilege(tmp_path: Path) -> None:
-    """A user without any right: every level that is reached passes the self-test and judges."""
-    readable = all(path.stat().st_mode & 1 for path in Path(sys.base_prefix).parents)
-    python = sys.executable if readable else shutil.which("python3", path="/usr/bin")
-    if python is None:
-        pytest.skip("other users cannot run any Python here")
-    code = (
-        "import asyncio, json, os, sys, concurrent.futures\nfrom sandbox import *\n"
-        "async def main():\n  out = {}\n"
-        f"  os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534); sys.executable = {python!r}\n"
-        "  for level in (3, 2, 1):\n    try:\n"
-        "      async with LocalPool(1, level=level) as pool:\n"
-        "        r = await pool.judge(Submission(source='print(1)', cases=[StdioCase(stdin='', expected='1')]))\n"
-        "        out[level] = r.verdict\n    except SandboxUnavailableError as e: out[level] = str(e)\n"
-        "  print(json.dumps(out))\nasyncio.run(main())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0, done.stderr
-    levels = json.loads(done.stdout)
-    assert levels["1"] == "accepted", levels
-    for level in ("3", "2"):
-        # Not every machine lets a plain user have namespaces or Landlock; then the reason is given.
-        assert levels[level] == "accepted" or "level" in levels[level], levels
 
 
 def test_bad_input_is_an_error_and_not_a_verdict(best: Bench) -> None:
