@@ -25,7 +25,7 @@ from sandbox.cell import Cell
 
 SLEEPER = suite("import time\ntime.sleep(60)").model_copy(update={"limits": QUICK.model_copy(update={"wall_s": 50.0})})
 
-MOMENT = Limits(cpu_s=0.5, wall_s=0.6)
+MOMENT = Limits(cpu_s=0.5, wall_s=1.0)
 
 
 def script(code: str, *arguments: str, timeout: float = 100) -> Any:
@@ -249,6 +249,8 @@ def test_any_process_of_a_cell_is_killed(bench: Bench, which: int) -> None:
 def test_a_zygote_is_stopped_during_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandbox.cell.REPLY_GRACE_S", 0.2)
     monkeypatch.setattr("sandbox.cell.EXIT_TIMEOUT_S", 0.2)
+    if bench.pool.isolation.level == 1:
+        pytest.skip("the processes are those of level 2")
 
     async def scenario() -> tuple[list[int], SuiteResult, float]:
         chain, judged = await during_a_run(bench.pool)
@@ -259,7 +261,7 @@ def test_a_zygote_is_stopped_during_a_run(bench: Bench, monkeypatch: pytest.Monk
     before = bench.pool.stats()
     chain, result, took = bench.call(scenario())
     assert result.verdict is Verdict.ACCEPTED and bench.pool.stats().retries == before.retries + 1
-    assert 0.5 < took < 4  # its limit, the grace, the second run
+    assert 0.7 < took < 5  # its limit, the grace, the second run
     assert not wait_gone(set(chain), 2)
 
 
