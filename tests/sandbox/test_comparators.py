@@ -199,3 +199,13 @@ def test_answers_made_to_collide_cost_no_time() -> None:
 def test_zero_has_no_sign_among_unordered_items() -> None:
     zeros, other = [0.0] * 5000, [-0.0] * 5000  # too many for a comparison of every pair
     assert UnorderedValue().accepts(zeros, other)
+
+
+@pytest.mark.parametrize(
+    "token", ["1" * 60_000 + "e", "1" * 30_000 + "." + "1" * 30_000 + "x", "." * 60_000, "1e" * 30_000]
+)
+def test_an_output_that_is_almost_a_number_costs_no_time(token: str) -> None:
+    started = time.perf_counter()
+    assert not FloatComparator().accepts(token.encode(), "1.5")
+    assert not TokenComparator(decimal=True).accepts(token.encode(), "1.5")
+    assert time.perf_counter() - started < 0.5
