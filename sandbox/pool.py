@@ -312,7 +312,11 @@ class LocalPool:
             self._stats.programs += 1
 
     async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> Judged:
-        spec = judging.spec_for_case(source_fd, case, submission)
+        try:
+            spec = judging.spec_for_case(source_fd, case, submission)
+        except UnserializableError as error:
+            self._stats.sandbox_errors += 1
+            return _lost_case(f"the case cannot be given to a run: {error}")
         judged = await self._run(spec, lambda raw: judging.case_result(raw, spec, case), _lost_case)
         if judged.unchecked is None:
             return judged

@@ -20,7 +20,17 @@ import pytest
 from sandbox_bench import QUICK, Bench
 from test_pool import ROOT, descendants, open_fds, suite, wait_gone
 
-from sandbox import AssertCase, Limits, LocalPool, PoolClosedError, StdioCase, Submission, SuiteResult, Verdict
+from sandbox import (
+    AssertCase,
+    CallCase,
+    Limits,
+    LocalPool,
+    PoolClosedError,
+    StdioCase,
+    Submission,
+    SuiteResult,
+    Verdict,
+)
 from sandbox.cell import Cell
 
 SLEEPER = suite("import time\ntime.sleep(60)").model_copy(update={"limits": QUICK.model_copy(update={"wall_s": 50.0})})
@@ -373,3 +383,14 @@ def test_cancelled_callers_free_everything(count: int) -> None:
 
     asyncio.run(scenario())
     assert descendants(os.getpid()) <= before and open_fds(os.getpid()) == fds
+
+
+def test_a_case_that_cannot_be_sent(best: Bench) -> None:
+    """The deepest value that a case may hold is one level too deep in a list of arguments; judge raises nothing."""
+    deep: list[object] = []
+    for _ in range(100):
+        deep = [deep]
+    errors = best.pool.stats().sandbox_errors
+    result = best.judge("def f(x): return x", CallCase(args=[deep], expected=1), entry_point="f")
+    assert result.verdict is Verdict.SANDBOX_ERROR and "nested" in str(result.cases[0].detail)
+    assert best.pool.stats().sandbox_errors == errors + 1
