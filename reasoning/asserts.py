@@ -15,6 +15,8 @@ from sandbox import AssertCase, CallCase, CloseValue, ExactValue, ExpressionCase
 
 EQUAL: Final = ExactValue(bool_is_int=True)
 """What `==` of an assert means: 0 equals False."""
+TRUTH: Final = ExactValue(truth=True)
+"""What `assert f(x)` means: every value will do that counts as true."""
 MAX_CONSTANT_BITS: Final = 4096
 
 AssertedCase = CallCase | ExpressionCase | AssertCase
@@ -95,7 +97,7 @@ def _converted(condition: ast.expr, entry_point: str, setup: str) -> CallCase | 
     if isinstance(condition, ast.Compare) and len(condition.ops) == 1:
         return _comparison(condition, entry_point, setup)
     if isinstance(condition, ast.UnaryOp) and isinstance(condition.op, ast.Not):
-        return _case(condition.operand, False, entry_point, setup)
+        return _case(condition.operand, False, entry_point, setup, TRUTH)
     if isinstance(condition, ast.Call) and ast.unparse(condition.func) in {"math.isclose", "isclose"}:
         tolerances = {k.arg: _constant(k.value) for k in condition.keywords if k.arg}
         value, expected = condition.args
@@ -103,7 +105,7 @@ def _converted(condition: ast.expr, entry_point: str, setup: str) -> CallCase | 
             raise _NotConverted
         close = CloseValue(rel_tol=tolerances.get("rel_tol", 1e-9), abs_tol=tolerances.get("abs_tol", 0.0))
         return _case(value, _constant(expected), entry_point, setup, close)
-    return _case(condition, True, entry_point, setup)
+    return _case(condition, True, entry_point, setup, TRUTH)
 
 
 def _comparison(condition: ast.Compare, entry_point: str, setup: str) -> CallCase | ExpressionCase:
@@ -140,7 +142,7 @@ _VIEWS: Final[dict[str, tuple[type, ...]]] = {"set": (set, frozenset), "frozense
 
 
 def _case(
-    call: ast.expr, expected: Any, entry_point: str, setup: str, comparator: CloseValue | None = None
+    call: ast.expr, expected: Any, entry_point: str, setup: str, comparator: CloseValue | ExactValue | None = None
 ) -> CallCase | ExpressionCase:
     made: ExactValue | CloseValue | UnorderedValue = comparator or EQUAL
     viewed = call

@@ -173,14 +173,17 @@ class Cell:
     @classmethod
     async def start(cls, options: CellOptions) -> Cell:
         """Start a zygote and wait until its layers are on. Raises CellError saying why it did not come up."""
-        cell = cls._spawn(options)
+        try:
+            cell = cls._spawn(options)
+        except OSError as error:
+            raise CellError(f"cannot start {sys.executable}: {error}") from None
         try:
             hello = json.loads(await cell._receive(HELLO_TIMEOUT_S, "hello"))
             if "error" in hello:
-                raise CellError(hello["error"])
+                raise CellError(str(hello["error"]))
             cell._set_lookout(options, hello["layers"])
             cell.report = report_from_hello(options.level, hello["layers"], hello["landlock_abi"])
-        except (CellError, ValueError) as error:
+        except (CellError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = f"{error}{cell._startup_stderr()}"
             await cell.close()
             raise CellError(reason) from None
@@ -192,8 +195,12 @@ class Cell:
     @classmethod
     def _spawn(cls, options: CellOptions) -> Cell:
         preload = [*options.preload, *(PRELOAD_WITHOUT_FILES if options.level == 1 else ())]
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stderr_fd = os.memfd_create("zygote-stderr", os.MFD_CLOEXEC)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(stderr_fd)
+            raise
         config = {
             "fd": theirs.fileno(),
             "level": options.level,
@@ -214,10 +221,10 @@ class Cell:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        except OSError as error:
+        except OSError:
             ours.close()
             os.close(stderr_fd)
-            raise CellError(f"cannot start {sys.executable}: {error}") from None
+            raise
         finally:
             theirs.close()
         return cls(process, ours, stderr_fd)
@@ -375,9 +382,11 @@ def _files_of(spec: RunSpec) -> list[int]:
     files: list[int] = []
     try:
         files.append(sealed_file("input", b"" if spec.test is not None else spec.input_data))
-        files += [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr", "result")]
+        for name in ("stdout", "stderr", "result"):  # one by one: what has been made is closed when the next one fails
+            files.append(os.memfd_create(name, os.MFD_CLOEXEC))
         if spec.test is not None:
-            files += [sealed_file("test", spec.test), sealed_file("test-input", spec.input_data)]
+            files.append(sealed_file("test", spec.test))
+            files.append(sealed_file("test-input", spec.input_data))
             files.append(os.memfd_create("test-log", os.MFD_CLOEXEC))
     except BaseException:
         for fd in files:

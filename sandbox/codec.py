@@ -242,7 +242,7 @@ class _Decoder:
         if tag is None:
             return {key: self.decode(item, depth + 1) for key, item in data.items()}
         if len(data) != 1:
-            raise MalformedValueError(f"{tag} must be the only key of its object")
+            raise MalformedValueError(f"{tag[:20]!r} must be the only key of its object")
         decode: Callable[[_Decoder, Any, int], Any] | None = _DECODERS.get(tag)
         if decode is None:
             raise MalformedValueError(f"unknown tag {tag[:20]!r}; known tags: {', '.join(_DECODERS)}")

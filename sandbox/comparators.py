@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _INT: Final = re.compile(rb"[+-]?[0-9]+")
 _FLOAT: Final = re.compile(
-    rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?|inf|infinity|nan)", re.IGNORECASE
+    rb"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,5})?|inf|infinity|nan)", re.IGNORECASE
 )
 _DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
@@ -78,7 +78,8 @@ class ExactValue(_Comparator):
     1 and 1.0 are the same, True and 1 are not (unless `bool_is_int`); list and tuple are the same only for
     `sequence_kind="any"`; nan equals nan; set equals frozenset. `rationals`: a returned Fraction or Decimal counts as
     the number that it is; otherwise it cannot be returned. `wrapped`: the expected value is a list with the answer as
-    its only item, as some data sets store it; the answer itself will do as well.
+    its only item, as some data sets store it; the answer itself will do as well. `truth`: only whether the value counts
+    as true is looked at, as in `assert f(x)`; it may then be of a type that cannot be returned.
     """
 
     kind: Literal["exact"] = "exact"
@@ -86,11 +87,14 @@ class ExactValue(_Comparator):
     bool_is_int: bool = False
     rationals: bool = False
     wrapped: bool = False
+    truth: bool = False
     rel_tol: float = Field(default=1e-6, ge=0, lt=1)
     abs_tol: float = Field(default=1e-9, ge=0, lt=1)
 
     def accepts(self, returned: Any, expected: Any) -> bool:
         """Whether `returned` is the expected value."""
+        if self.truth:
+            return bool(returned) is bool(expected)
         rules = Rules(self.sequence_kind == "any", self.bool_is_int, self.rel_tol, self.abs_tol, close_ints=False)
         if values_match(returned, expected, rules):
             return True
@@ -329,7 +333,10 @@ def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any]
 
 
 def _frozen(value: Any) -> Any:
-    """A hashable key that two values share only when they have the same types and the same contents."""
+    """A hashable key that two values share only when they have the same types and the same contents.
+
+    Numbers go in as text: anybody can find thousands of numbers with one hash, nobody texts.
+    """
     kind = type(value)
     if kind in (list, tuple):
         return (kind.__name__, tuple(_frozen(item) for item in value))
@@ -337,8 +344,10 @@ def _frozen(value: Any) -> Any:
         return ("set", frozenset(_frozen(item) for item in value))
     if kind is dict:
         return ("dict", frozenset((_frozen(key), _frozen(item)) for key, item in value.items()))
-    if kind is float and math.isnan(value):
-        return ("nan", 0)
+    if kind is int:
+        return ("int", hex(value))
+    if kind is float:
+        return ("float", (value + 0.0).hex())  # a zero has no sign
     if kind is complex:
         return ("complex", _frozen(value.real), _frozen(value.imag))
     return (kind.__name__, value)

@@ -29,9 +29,9 @@ from sandbox.judging import (
     difference,
     is_memory_error,
     last_line_of,
+    reading,
     right,
     shown_text,
-    takes_rationals,
 )
 from sandbox.records import (
     BASE_OUTPUT_BYTES,
@@ -198,15 +198,14 @@ def _is_unicode(text: str) -> bool:
 def _target(submission: Submission, case: CallCase | ExpressionCase) -> dict[str, Any]:
     if isinstance(case, CallCase):
         arguments = {"args": encode_value(case.args), "kwargs": encode_value(case.kwargs)}
-        arguments["rationals"] = takes_rationals(case)
-        return {"mode": "call", "entry_point": submission.entry_point, **arguments}
+        return {"mode": "call", "entry_point": submission.entry_point, **arguments, **reading(case)}
     return {
         "mode": "expression",
         "setup": case.setup,
         "expression": case.expression,
         "args": [],
         "kwargs": {},
-        "rationals": takes_rationals(case),
+        **reading(case),
     }
 
 

@@ -18,8 +18,9 @@ class IsolationReport(BaseModel):
 
     `level` is 3 (`cell`: namespaces, Landlock where present, seccomp, limits), 2 (`landlock`: the same without
     namespaces), 1 (`seccomp`: no file system at all) or 0 (`none`: limits only). `layers` says for each layer
-    "enforced", "unavailable: why", "failed: why" or "disabled". `container_hint` names the container that the process
-    seems to run in, None where nothing tells of one.
+    "enforced", "unavailable: why", "failed: why" or "disabled"; a better level that was tried in vain is in it too,
+    e.g. as "level 3 (cell)", with the reason. `container_hint` names the container that the process seems to run in,
+    None where nothing tells of one.
 
     A run on a remote server has level 0 (`remote`) and the server's address as the only layer: what protects its host
     cannot be seen from here. `kernel` is "unknown" then, `landlock_abi` and `uid` are -1.

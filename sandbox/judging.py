@@ -75,20 +75,21 @@ def spec_for_call(
 ) -> RunSpec:
     """A run that calls the entry point. Raises UnserializableError for arguments that cannot travel."""
     task = {"entry_point": entry_point, "args": encode_value(list(args)), "kwargs": encode_value(dict(kwargs))}
-    if case is not None and takes_rationals(case):
-        task["rationals"] = True
+    if case is not None:
+        task |= reading(case)
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     return _spec(wire.MODE_CALL, source_fd, compact_json(task), limits, size)
 
 
-def takes_rationals(case: CallCase | ExpressionCase) -> bool:
-    """Whether a returned Fraction or Decimal counts as a number."""
-    return isinstance(case.comparator, ExactValue) and case.comparator.rationals
+def reading(case: CallCase | ExpressionCase) -> dict[str, bool]:
+    """How the run's process has to take what was returned: a rational as a number, anything by its truth."""
+    exact = case.comparator if isinstance(case.comparator, ExactValue) else ExactValue()
+    return {"rationals": exact.rationals, "truth": exact.truth}
 
 
 def spec_for_expression(source_fd: int, case: ExpressionCase, limits: Limits) -> RunSpec:
     """A run that evaluates an expression in the solution's namespace."""
-    task = {"setup": case.setup, "expression": case.expression, "rationals": takes_rationals(case)}
+    task = {"setup": case.setup, "expression": case.expression, **reading(case)}
     size = output_bytes(limits, case, CALL_OUTPUT_BYTES)
     return _spec(wire.MODE_EXPRESSION, source_fd, compact_json(task), limits, size)
 
@@ -181,7 +182,7 @@ def pair_outcome(raw: RawRun, test: RawRun, spec: RunSpec) -> Outcome:
     end, said = outcome(test, spec), _said(test.result)
     if end.verdict is Verdict.ACCEPTED and said.get("passed") is True:
         return Outcome(Verdict.ACCEPTED, True, None)
-    detail = str(said.get("detail", end.detail))
+    detail = shown_text(str(said.get("detail", end.detail)).encode("utf-8", "backslashreplace"))
     if said.get("by") == "gone":
         return solution if solution.verdict is not Verdict.ACCEPTED else Outcome(Verdict.RUNTIME_ERROR, True, detail)
     if said.get("by") == "solution":

@@ -147,6 +147,7 @@ class LocalPool:
         self._admission = asyncio.Semaphore(queue_limit)
         self._isolation: IsolationReport | None = None
         self._closed = False
+        self._closing = asyncio.Lock()
 
     @property
     def isolation(self) -> IsolationReport:
@@ -212,9 +213,13 @@ class LocalPool:
                 attempts[level] = f"not tried: below min_level={self._min_level}"
                 continue
             try:
-                return await self._tried(level)
+                cell = await self._tried(level)
             except CellError as error:
                 attempts[level] = str(error)
+                continue
+            better = {f"level {n} ({LEVEL_NAMES[n]})": f"unavailable: {why}" for n, why in attempts.items()}
+            cell.report = cell.report.model_copy(update={"layers": {**better, **cell.report.layers}})
+            return cell
         raise SandboxUnavailableError(attempts, self._min_level)
 
     async def _tried(self, level: int) -> Cell:
@@ -236,6 +241,16 @@ class LocalPool:
             self._watchdog.cancel()
             await asyncio.gather(self._watchdog, return_exceptions=True)
         await asyncio.gather(*(slot.drop() for slot in self._slots))
+        async with self._closing:
+            # A slot is free again when its run has noticed; only then is no cell of it coming up any more.
+            free: list[_Slot] = []
+            try:
+                while len(free) < len(self._slots):
+                    free.append(await self._free.get())
+                    await free[-1].drop()
+            finally:
+                for slot in free:
+                    self._free.put_nowait(slot)
 
     async def judge(self, submission: Submission) -> SuiteResult:
         """Run every case in a process of its own and compare. Raises PoolClosedError, nothing else.
@@ -243,8 +258,12 @@ class LocalPool:
         A lost run becomes a case with verdict sandbox_error after two retries.
         """
         isolation = self.isolation
-        async with self._program(submission.source) as source_fd:
-            judged = await judge_cases(submission, lambda case: self._judge_case(submission, case, source_fd))
+        try:
+            async with self._program(submission.source) as source_fd:
+                judged = await judge_cases(submission, lambda case: self._judge_case(submission, case, source_fd))
+        except CellError as error:
+            self._stats.sandbox_errors += len(submission.cases)
+            judged = [_lost_case(str(error))] * len(submission.cases)
         return suite_result(submission, judged, isolation, "local")
 
     async def run_calls(
@@ -259,26 +278,35 @@ class LocalPool:
         Raises UnserializableError for arguments that typed JSON cannot express and ValueError for a source that is
         too long.
         """
-        checked_source(source)
-        async with self._program(source) as source_fd:
-            specs = [judging.spec_for_call(source_fd, entry_point, a, k, limits, None) for a, k in inputs]
-            return await self._outputs(specs)
+        return await self._outputs(
+            source,
+            len(inputs),
+            lambda source_fd: [judging.spec_for_call(source_fd, entry_point, a, k, limits, None) for a, k in inputs],
+        )
 
     async def run_stdin(
         self, source: str, stdins: Sequence[str | bytes], limits: Limits = DEFAULT_LIMITS
     ) -> list[RunOutput]:
         """Run the program on every input, each in a process of its own. Raises ValueError for too long a source."""
-        checked_source(source)
-        async with self._program(source) as source_fd:
-            return await self._outputs([judging.spec_for_stdin(source_fd, text, limits, None) for text in stdins])
+        return await self._outputs(
+            source,
+            len(stdins),
+            lambda source_fd: [judging.spec_for_stdin(source_fd, text, limits, None) for text in stdins],
+        )
 
     @contextlib.asynccontextmanager
     async def _program(self, source: str) -> AsyncIterator[int]:
-        """Room for one program: its source as a sealed descriptor, shared by all its runs."""
+        """Room for one program: its source as a sealed descriptor, shared by all its runs.
+
+        Raises CellError where this machine has no descriptor or no memory for it.
+        """
         if self._closed or self._isolation is None:
             raise PoolClosedError("the pool is not running")
         async with self._admission:
-            source_fd = sealed_file("source", source_bytes(source))
+            try:
+                source_fd = sealed_file("source", source_bytes(source))
+            except OSError as error:
+                raise CellError(f"no file for the source: {error}") from None
             try:
                 yield source_fd
             finally:
@@ -286,7 +314,11 @@ class LocalPool:
             self._stats.programs += 1
 
     async def _judge_case(self, submission: Submission, case: AnyCase, source_fd: int) -> Judged:
-        spec = judging.spec_for_case(source_fd, case, submission)
+        try:
+            spec = judging.spec_for_case(source_fd, case, submission)
+        except UnserializableError as error:
+            self._stats.sandbox_errors += 1
+            return _lost_case(f"the case cannot be given to a run: {error}")
         judged = await self._run(spec, lambda raw: judging.case_result(raw, spec, case), _lost_case)
         if judged.unchecked is None:
             return judged
@@ -297,7 +329,11 @@ class LocalPool:
         """What the case's own checker says about an answer."""
         checker = judging.checker_of(case)
         assert checker is not None
-        source_fd = sealed_file("checker", source_bytes(checker.source))
+        try:
+            source_fd = sealed_file("checker", source_bytes(checker.source))
+        except OSError as error:
+            self._stats.sandbox_errors += 1
+            return Verdict.SANDBOX_ERROR, f"no file for the checker: {error}"
         try:
             spec = judging.spec_for_checker(source_fd, case, answer, limits)
             return await self._run(
@@ -308,14 +344,22 @@ class LocalPool:
         finally:
             os.close(source_fd)
 
-    async def _outputs(self, specs: Sequence[RunSpec]) -> list[RunOutput]:
+    async def _outputs(self, source: str, count: int, specs: Callable[[int], list[RunSpec]]) -> list[RunOutput]:
+        """What `count` runs of a source did. `specs` makes them for the descriptor of the source."""
+
         def failed(reason: str) -> RunOutput:
             return RunOutput(verdict=Verdict.SANDBOX_ERROR, detail=reason)
 
         def run(spec: RunSpec) -> Coroutine[Any, Any, RunOutput]:
             return self._run(spec, lambda raw: judging.run_output(raw, spec), failed)
 
-        return await together([run(spec) for spec in specs])
+        checked_source(source)
+        try:
+            async with self._program(source) as source_fd:
+                return await together([run(spec) for spec in specs(source_fd)])
+        except CellError as error:
+            self._stats.sandbox_errors += count
+            return [failed(str(error))] * count
 
     async def _run(self, spec: RunSpec, made: Callable[[RawRun], _Made], failed: Callable[[str], _Made]) -> _Made:
         """One run on some cell; a run that the infrastructure loses is repeated on a fresh one."""
@@ -327,6 +371,8 @@ class LocalPool:
                 if self._closed:
                     raise PoolClosedError("the pool was closed")
                 cell = await slot.ready(self._recycle_after)
+                if self._closed:
+                    raise PoolClosedError("the pool was closed")
                 raw = await cell.run(spec)
                 failure = judging.infrastructure_failure(raw)
                 if failure is not None:

@@ -197,7 +197,7 @@ def _run_for_value(
             if task["setup"]:
                 exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
             value = eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
-        _write(result_fd, codec.dumps(value, task.get("rationals", False)))
+        _write(result_fd, codec.dumps(bool(value) if task.get("truth") else value, task.get("rationals", False)))
     except BaseException as error:
         _report(error)
         _leave(1)

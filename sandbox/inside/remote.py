@@ -27,7 +27,10 @@ _write = os.write  # a solution that replaces it would only lose its own answer
 
 
 def main(codec_source: str) -> None:
-    """Run the task on stdin: marker, mode, source (base64), entry_point, args, kwargs, setup, expression, rationals."""
+    """Run the task on stdin.
+
+    It has: marker, mode, source (base64), entry_point, args, kwargs, setup, expression, rationals, truth.
+    """
     task = json.loads(sys.stdin.read())
     out = os.dup(1)
     codec = types.ModuleType("codec")
@@ -47,7 +50,8 @@ def main(codec_source: str) -> None:
     try:
         arguments = codec.decode_value(task["args"])
         keywords = codec.decode_value(task["kwargs"])
-        text = codec.dumps(_value(code, module.__dict__, task, arguments, keywords), task["rationals"])
+        value = _value(code, module.__dict__, task, arguments, keywords)
+        text = codec.dumps(bool(value) if task["truth"] else value, task["rationals"])
     except BaseException as error:
         _report(error)
         _leave(1)

@@ -51,6 +51,16 @@ def test_what_equality_of_an_assert_means():
     assert not convert_assert("assert f(1) == [1]", "f").comparator.accepts((1,), [1])
 
 
+@pytest.mark.parametrize("text", ["assert f(1)", "assert f(g(1))", "assert f(1) == 1 and f(2) == 2"])
+def test_an_assert_without_a_comparison_is_about_truth(text):
+    for case, right, wrong in (
+        (convert_assert(text, "f"), [True, 1, "yes", [0]], [False, None, 0, "", []]),
+        (convert_assert(text.replace("assert ", "assert not (") + ")", "f"), [False, None, 0, ""], [True, 1, "no"]),
+    ):
+        assert all(case.comparator.accepts(value, case.expected) for value in right)
+        assert not any(case.comparator.accepts(value, case.expected) for value in wrong)
+
+
 @pytest.mark.parametrize(
     "text, right, wrong",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -179,3 +180,32 @@ def test_unordered_accepts_every_order(items: list[Any], random: Any) -> None:
 def test_output_equal_to_expected_is_right(text: str) -> None:
     assert TokenComparator().accepts(text.encode(), text)
     assert TokenComparator().accepts((text + "\n\n").encode(), text)
+
+
+def test_answers_made_to_collide_cost_no_time() -> None:
+    """All multiples of the period have one hash, and so have all numbers of a kind; the answer is hostile."""
+    period = 2**61 - 1
+    multiples = [n * period for n in range(1, 30_000)]
+    powers = [[2.0 ** (61 * (number >> 4 * place & 15) - 488) for place in range(4)] for number in range(2**15)]
+    twins = [[-1 - (number >> bit & 1) for bit in range(15)] for number in range(2**15)]
+    for items in (multiples, powers, twins):
+        started = time.perf_counter()
+        assert not UnorderedValue(ignore_repeats=True).accepts(items, {1, 2})
+        assert not UnorderedValue().accepts(items, [0] * len(items))
+        assert not ExactValue().accepts([{("k", n): 1 for n in range(9)}, items], [{("k", n): 1 for n in range(9)}, []])
+        assert time.perf_counter() - started < 3
+
+
+def test_zero_has_no_sign_among_unordered_items() -> None:
+    zeros, other = [0.0] * 5000, [-0.0] * 5000  # too many for a comparison of every pair
+    assert UnorderedValue().accepts(zeros, other)
+
+
+@pytest.mark.parametrize(
+    "token", ["1" * 60_000 + "e", "1" * 30_000 + "." + "1" * 30_000 + "x", "." * 60_000, "1e" * 30_000]
+)
+def test_an_output_that_is_almost_a_number_costs_no_time(token: str) -> None:
+    started = time.perf_counter()
+    assert not FloatComparator().accepts(token.encode(), "1.5")
+    assert not TokenComparator(decimal=True).accepts(token.encode(), "1.5")
+    assert time.perf_counter() - started < 0.5

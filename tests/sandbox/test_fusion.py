@@ -17,6 +17,7 @@ from sandbox_bench import Bench
 
 from sandbox import (
     CallCase,
+    ExactValue,
     ExpressionCase,
     Limits,
     SandboxBackend,
@@ -167,6 +168,29 @@ def test_expressions_get_the_verdict_of_a_local_pool(best: Bench, remote: Sandbo
     source, setup, expression, expected, verdict = EXPRESSIONS[name]
     case = ExpressionCase(setup=setup, expression=expression, expected=expected)
     assert agree(best, remote, Submission(source=source, cases=[case], limits=TIGHT)).verdict is verdict
+
+
+# What an assert without a comparison asks of a value that cannot leave the process.
+TRUTHS = {
+    "a match": ("import re\ndef f(x): return re.match('a', 'abc')", True, Verdict.ACCEPTED),
+    "no match": ("import re\ndef f(x): return re.match('b', 'abc')", False, Verdict.ACCEPTED),
+    "a match too many": ("import re\ndef f(x): return re.match('a', 'abc')", False, Verdict.WRONG_ANSWER),
+    "a number": ("def f(x): return 7", True, Verdict.ACCEPTED),
+    "nothing": ("def f(x): pass", True, Verdict.WRONG_ANSWER),
+    "neither": ("class E:\n  def __bool__(self): return 3\ndef f(x): return E()", True, Verdict.RUNTIME_ERROR),
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_truth_is_all_that_counts(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
+    source, expected, verdict = TRUTHS[name]
+    truth = ExactValue(truth=True)
+    cases = [
+        CallCase(args=[1], expected=expected, comparator=truth),
+        ExpressionCase(expression="f(1)", expected=expected, comparator=truth),
+    ]
+    result = agree(best, remote, Submission(source=source, entry_point="f", cases=cases, limits=TIGHT))
+    assert {case.verdict for case in result.cases} == {verdict}
 
 
 @pytest.mark.parametrize("name", FORGERS)

@@ -75,7 +75,7 @@ SOLUTIONS: dict[str, tuple[str, Verdict, str]] = {
 
 
 def judge(bench: Bench, source: str, code: str, **fields: Any) -> CaseResult:
-    limits = Limits(cpu_s=0.4, wall_s=1.5, memory_mb=256)
+    limits = Limits(cpu_s=0.2, wall_s=0.7, memory_mb=256)
     return bench.judge(source, AssertCase(code=code), entry_point="f", limits=limits, **fields).cases[0]
 
 
@@ -274,3 +274,15 @@ def test_a_checker_sees_hostile_answers_as_data(best: Bench) -> None:
     deep = "def f():\n  x = 1\n  for _ in range(100): x = [x]\n  return x"
     assert best.judge(deep, case, entry_point="f").verdict is Verdict.WRONG_ANSWER
     assert best.judge("def f(): return [1]", case, entry_point="f", limits=QUICK).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x1b[2J", "x" * 10**5])
+def test_what_a_test_says_can_be_shown(best: Bench, text: str) -> None:
+    """Results are written to files and sent to other machines; the solution chooses the text of its exceptions."""
+    source = f"def f(x):\n  if x: raise ValueError({text!r})\n  return {text!r}"
+    for code in ("f(1)", "assert f(0) == 1, f(0)"):
+        result = best.judge(source, AssertCase(code=code), entry_point="f")
+        assert result.verdict in (Verdict.RUNTIME_ERROR, Verdict.WRONG_ANSWER)
+        detail = result.cases[0].detail
+        assert detail is not None and len(detail) < 2000 and all(c.isprintable() for c in detail)
+        assert result.model_validate_json(result.model_dump_json()) == result

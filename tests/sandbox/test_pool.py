@@ -1,14 +1,10 @@
 """The pool as a service: faults, retries, back-pressure, a clean end."""
 
-# ruff: noqa: E501 - tables and programs keep one entry per line
-
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -81,11 +77,11 @@ def suite(source: str = "print('ok')", **fields: Any) -> Submission:
 def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
     before = bench.pool.stats()
     ours = descendants(os.getpid())
-    slow = suite("import time\ntime.sleep(0.8)\nprint('ok')")
+    slow = suite("import time\ntime.sleep(0.4)\nprint('ok')")
 
     async def scenario() -> Any:
         judged = asyncio.ensure_future(bench.pool.judge(slow))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.15)
         cell = bench.pool._slots[0].cell
         assert cell is not None
         running = descendants(cell.zygote_pid) | {cell.zygote_pid}
@@ -142,6 +138,7 @@ asyncio.run(main())
 
 
 @covers(95)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_everything_dies_with_the_executor(bench: Bench, how: signal.Signals) -> None:
     check_that_everything_dies(bench.pool.isolation.level, how, disabled=[])
@@ -227,6 +224,7 @@ def test_many_programs_at_once(best: Bench) -> None:
     assert [result.verdict for result in results] == expected
 
 
+@pytest.mark.slow
 def test_sleepers_do_not_stop_other_cells() -> None:
     bench = Bench(slots=2)
 
@@ -294,6 +292,7 @@ def test_cells_are_recycled() -> None:
 
 
 @covers(82)
+@pytest.mark.slow
 def test_a_cell_stays_small() -> None:
     bench = Bench()
     try:
@@ -320,6 +319,7 @@ def test_a_cell_stays_small() -> None:
         bench.close()
 
 
+@pytest.mark.slow
 def test_oversubscription_changes_no_verdict() -> None:
     """Eight honest programs at once on few cores: CPU time decides, not the clock."""
     bench = Bench(slots=8)
@@ -394,32 +394,6 @@ def test_without_isolation_every_result_says_so(monkeypatch: pytest.MonkeyPatch)
         bench.close()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_without_privilege(tmp_path: Path) -> None:
-    """A user without any right: every level that is reached passes the self-test and judges."""
-    readable = all(path.stat().st_mode & 1 for path in Path(sys.base_prefix).parents)
-    python = sys.executable if readable else shutil.which("python3", path="/usr/bin")
-    if python is None:
-        pytest.skip("other users cannot run any Python here")
-    code = (
-        "import asyncio, json, os, sys, concurrent.futures\nfrom sandbox import *\n"
-        "async def main():\n  out = {}\n"
-        f"  os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534); sys.executable = {python!r}\n"
-        "  for level in (3, 2, 1):\n    try:\n"
-        "      async with LocalPool(1, level=level) as pool:\n"
-        "        r = await pool.judge(Submission(source='print(1)', cases=[StdioCase(stdin='', expected='1')]))\n"
-        "        out[level] = r.verdict\n    except SandboxUnavailableError as e: out[level] = str(e)\n"
-        "  print(json.dumps(out))\nasyncio.run(main())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0, done.stderr
-    levels = json.loads(done.stdout)
-    assert levels["1"] == "accepted", levels
-    for level in ("3", "2"):
-        # Not every machine lets a plain user have namespaces or Landlock; then the reason is given.
-        assert levels[level] == "accepted" or "level" in levels[level], levels
-
-
 def test_bad_input_is_an_error_and_not_a_verdict(best: Bench) -> None:
     with pytest.raises(ValueError, match="entry_point"):
         Submission(source="", cases=[CallCase(expected=1)])
@@ -436,36 +410,6 @@ def test_bad_input_is_an_error_and_not_a_verdict(best: Bench) -> None:
         best.call(best.pool.run_calls("def f(x): pass", "f", [((object(),), {})], QUICK))
     with pytest.raises(ValueError):
         LocalPool(0)
-
-
-def test_command_line(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sandbox", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60
-        )
-
-    source, cases, bad = tmp_path / "s.py", tmp_path / "cases.jsonl", tmp_path / "bad.jsonl"
-    source.write_text("def f(x): return x * 2\nprint(input())")
-    cases.write_text('{"kind": "stdio", "stdin": "a", "expected": "a"}\n\n')
-    accepted = run("judge", str(source), "--cases", str(cases))
-    assert accepted.returncode == 0 and json.loads(accepted.stdout)["verdict"] == "accepted"
-    cases.write_text('{"kind": "call", "args": [{"$tuple": [1]}], "expected": {"$tuple": [1, 2]}}\n')
-    source.write_text("def f(x): return x * 2")
-    rejected = run("judge", str(source), "--cases", str(cases), "--entry-point", "f")
-    assert rejected.returncode == 1 and json.loads(rejected.stdout)["cases"][0]["returned"] == '{"$tuple":[1,1]}'
-    bad.write_text('{"kind": "stdio", "stdin": "a", "expected": "a"}\n{"kind": "stdio"}\n')
-    for arguments in (
-        ["judge", str(source), "--cases", str(bad)],
-        ["judge", str(source), "--cases", str(cases)],
-        ["judge", str(source), "--cases", str(tmp_path / "none")],
-        ["judge", str(tmp_path / "none"), "--cases", str(cases)],
-        ["judge", str(source), "--cases", str(cases), "--entry-point", "f", "--cpu-s", "-1"],
-    ):
-        done = run(*arguments)
-        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
-    assert "line 2" in run("judge", str(source), "--cases", str(bad)).stderr
-    doctor = run("doctor", "--json")
-    assert doctor.returncode == 0 and json.loads(doctor.stdout)["best"]["level"] >= 1
 
 
 def test_zygote_that_dies_idle_is_replaced_without_losing_a_run() -> None:
@@ -507,6 +451,7 @@ def test_stopped_zygote_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> N
         bench.close()
 
 
+@pytest.mark.slow
 def test_an_idle_cell_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandbox.cell.PING_TIMEOUT_S", 0.3)
     bench = Bench(watchdog_s=0.2)

@@ -1,4 +1,4 @@
-"""`python -m sandbox`: run and bench (judge and doctor are in test_pool, serve in test_fusion_server)."""
+"""`python -m sandbox`: judge, doctor, run and bench (serve is in test_fusion_server)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,31 @@ def sandbox(*arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "sandbox", *arguments], capture_output=True, input=given, cwd=ROOT, timeout=120
     )
+
+
+def test_judge_and_doctor(tmp_path: Path) -> None:
+    source, cases, bad = tmp_path / "s.py", tmp_path / "cases.jsonl", tmp_path / "bad.jsonl"
+    source.write_text("def f(x): return x * 2\nprint(input())")
+    cases.write_text('{"kind": "stdio", "stdin": "a", "expected": "a"}\n\n')
+    accepted = sandbox("judge", str(source), "--cases", str(cases))
+    assert accepted.returncode == 0 and json.loads(accepted.stdout)["verdict"] == "accepted"
+    cases.write_text('{"kind": "call", "args": [{"$tuple": [1]}], "expected": {"$tuple": [1, 2]}}\n')
+    source.write_text("def f(x): return x * 2")
+    rejected = sandbox("judge", str(source), "--cases", str(cases), "--entry-point", "f")
+    assert rejected.returncode == 1 and json.loads(rejected.stdout)["cases"][0]["returned"] == '{"$tuple":[1,1]}'
+    bad.write_text('{"kind": "stdio", "stdin": "a", "expected": "a"}\n{"kind": "stdio"}\n')
+    for arguments in (
+        ["judge", str(source), "--cases", str(bad)],
+        ["judge", str(source), "--cases", str(cases)],
+        ["judge", str(source), "--cases", str(tmp_path / "none")],
+        ["judge", str(tmp_path / "none"), "--cases", str(cases)],
+        ["judge", str(source), "--cases", str(cases), "--entry-point", "f", "--cpu-s", "-1"],
+    ):
+        done = sandbox(*arguments)
+        assert done.returncode == 2 and done.stdout == b"" and done.stderr.count(b"\n") == 1, done
+    assert b"line 2" in sandbox("judge", str(source), "--cases", str(bad)).stderr
+    doctor = sandbox("doctor", "--json")
+    assert doctor.returncode == 0 and json.loads(doctor.stdout)["best"]["level"] >= 1
 
 
 def test_run_gives_the_program_its_input_and_the_caller_its_output(tmp_path: Path) -> None:
@@ -63,6 +88,7 @@ def test_run_refuses_a_source_that_is_too_long(tmp_path: Path) -> None:
     assert done.returncode == 2 and b"at most" in done.stderr
 
 
+@pytest.mark.slow
 def test_run_offers_a_package_that_is_asked_for(tmp_path: Path) -> None:
     source = tmp_path / "s.py"
     source.write_text("import numpy\nprint(numpy.arange(3).sum())")

@@ -11,6 +11,7 @@ from sandbox_bench import QUICK, Bench
 
 from sandbox import CallCase, ExpressionCase, Limits, StdioCase, Verdict, suite_verdict
 
+SHORT = Limits(cpu_s=0.2, wall_s=0.6, memory_mb=256)
 SCRIPTS = {
     "accepted": ("print('ok')", Verdict.ACCEPTED),
     "wrong": ("print('no')", Verdict.WRONG_ANSWER),
@@ -76,7 +77,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script(bench: Bench, name: str) -> None:
     source, verdict = SCRIPTS[name]
-    result = bench.script(source)
+    result = bench.script(source, limits=SHORT if verdict is Verdict.TIME_LIMIT else QUICK)
     assert result.verdict is verdict, result
 
 
@@ -111,6 +112,7 @@ def test_stdin_in_every_way(bench: Bench, reader: str, stdin: str) -> None:
     assert bench.script(f"import os, sys\nprint({reader})", stdin).verdict is Verdict.ACCEPTED
 
 
+@pytest.mark.slow
 def test_large_output(best: Bench) -> None:
     text = "\n".join(map(str, range(400_000)))
     result = best.judge("for i in range(400000): print(i)", StdioCase(stdin="", expected=text), limits=Limits())
@@ -195,14 +197,14 @@ def test_suite_verdict_and_stop(best: Bench) -> None:
 def test_a_timeout_may_end_a_submission_and_other_failures_do_not(best: Bench) -> None:
     source = "def f(x):\n  while x == 2: pass\n  return x"
     cases = [CallCase(args=[n], expected=e) for n, e in ((1, 1), (1, 0), (2, 2), (1, 1))]
-    result = best.judge(source, *cases, entry_point="f", stop="first_timeout")
+    result = best.judge(source, *cases, entry_point="f", stop="first_timeout", limits=SHORT)
     assert [case.verdict.value for case in result.cases] == ["accepted", "wrong_answer", "time_limit", "not_run"]
     assert (result.passed, result.total) == (1, 4)
 
 
 def test_compiles_says_nothing_about_tests(best: Bench) -> None:
     assert best.judge("1/0", StdioCase(stdin="", expected="")).compiles
-    assert best.judge("while True: pass", StdioCase(stdin="", expected="")).compiles
+    assert best.judge("while True: pass", StdioCase(stdin="", expected=""), limits=SHORT).compiles
     broken = best.judge("x =", *[StdioCase(stdin="", expected="")] * 3)
     assert not broken.compiles and broken.verdict is Verdict.COMPILE_ERROR
     assert [case.verdict.value for case in broken.cases] == ["compile_error", "not_run", "not_run"]
