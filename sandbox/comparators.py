@@ -20,6 +20,7 @@ _FLOAT: Final = re.compile(
 _DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
 MAX_UNPAIRED: Final = 2000
+MAX_MATCHES: Final = 50_000
 MAX_CHECKER_BYTES: Final = 256 * 1024
 
 
@@ -323,13 +324,40 @@ def _same_items(returned: list[Any], expected: list[Any], rules: Rules) -> bool:
 
 
 def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any], bool]) -> bool:
-    remaining = list(returned)
-    for item in expected:
-        position = next((i for i, other in enumerate(remaining) if match(other, item)), None)
-        if position is None:
+    """Whether every expected item finds one of its own. Both are sorted first, so that near values meet early.
+
+    Answers made to be compared in vain are unequal after MAX_MATCHES attempts.
+    """
+    remaining, tries = sorted(returned, key=_place), 0
+    for item in sorted(expected, key=_place):
+        for position, other in enumerate(remaining):
+            tries += 1
+            if tries > MAX_MATCHES:
+                return False
+            if match(other, item):
+                remaining.pop(position)
+                break
+        else:
             return False
-        remaining.pop(position)
     return not remaining
+
+
+def _place(value: Any) -> tuple[Any, ...]:
+    """A sort key over all values, in which numbers that are near each other are neighbours."""
+    kind = type(value)
+    if kind in (bool, int, float):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf if value > 0 else -math.inf
+        return (0, math.inf) if math.isnan(number) else (0, number)
+    if kind is complex:
+        return (1, _place(value.real), _place(value.imag))
+    if kind is str:
+        return (2, value)
+    if kind in (list, tuple):
+        return (3, len(value), tuple(_place(item) for item in value))
+    return (4, kind.__name__, len(value) if value is not None and kind is not bytes else 0)
 
 
 def _frozen(value: Any) -> Any:

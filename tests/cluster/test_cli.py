@@ -218,6 +218,7 @@ def test_bad_input_of_other_commands(run, arguments, says):
     assert ended.stdout == ""
 
 
+@pytest.mark.slow
 def test_input_that_is_good_gets_as_far_as_the_cluster(run, tmp_path):
     write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
     ended = run("train", "--run-dir", "run", "--problems", "p.jsonl", "--model", "model")

@@ -288,6 +288,7 @@ def test_the_mode_heeds_what_wandb_is_told(wished: str) -> None:
     assert resolve_mode("auto")[0] == wished
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_makes_the_run_offline(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": NO_SERVER}
     monkeypatch.setattr(module, "INIT_SECONDS", 2.0)

@@ -116,7 +116,7 @@ SEARCHES = [
     ),
     _call(12, "collector scan", FIND + "import gc\ndef f(*a): return found(' '.join(repr(o) for o in gc.get_objects() if type(o) in (list, tuple, dict)))"),
     _call(12, "referrers", FIND + "import gc\ndef f(*a): return found(' '.join(repr(r) for o in (a, f, globals()) for r in gc.get_referrers(o)))"),
-    _call(14, "heap scan", FIND + "import ctypes\ndef f(*a):\n  arenas = {id(o) >> 18 for o in (*a, a, [], {}, object(), 'x' * 50, b'y' * 50)}\n  return found(' '.join(ctypes.string_at(n << 18, 1 << 18).decode('latin-1') for n in arenas))", WA | RE),
+    _call(14, "heap scan", FIND + "import ctypes\ndef f(*a):\n  pools = {id(o) >> 14 for o in (*a, a, [], {}, object(), 'x' * 50, b'y' * 50)}\n  return found(' '.join(ctypes.string_at(n << 14, 1 << 14).decode('latin-1') for n in pools))", WA | RE),
     _call(14, "memory file scan", FIND + "def f(*a):\n  texts = []\n  memory = open('/proc/self/mem', 'rb', 0)\n  for line in open('/proc/self/maps'):\n    begin, end = (int(x, 16) for x in line.split()[0].split('-'))\n    if ' rw' in line:\n      memory.seek(begin)\n      texts.append(memory.read(end - begin).decode('latin-1'))\n  return found(' '.join(texts))", RE),
 ]  # fmt: skip
 """Each of these finds the expected value where it is: given it as an argument, it returns it."""

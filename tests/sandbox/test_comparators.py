@@ -209,3 +209,36 @@ def test_an_output_that_is_almost_a_number_costs_no_time(token: str) -> None:
     assert not FloatComparator().accepts(token.encode(), "1.5")
     assert not TokenComparator(decimal=True).accepts(token.encode(), "1.5")
     assert time.perf_counter() - started < 0.5
+
+
+def rows(count: int, off: float) -> list[Any]:
+    return [[n + 0.5 + off, [n * 1.25 + off, f"row {n}"]] for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    "arranged", [list, lambda items: items[::-1], lambda items: sorted(items, key=lambda r: -r[1][0])]
+)
+def test_nearly_equal_items_in_any_order_cost_no_time(arranged: Any) -> None:
+    started = time.process_time()
+    assert UnorderedValue().accepts(arranged(rows(2000, 1e-9)), rows(2000, 0.0))
+    assert not UnorderedValue().accepts(arranged(rows(2000, 1e-2)), rows(2000, 0.0))
+    same = [[1.0 + n * 1e-10, "x"] for n in range(2000)]
+    assert UnorderedValue().accepts(same[::-1], [[1.0, "x"]] * 2000)
+    assert not UnorderedValue(rel_tol=1e-12, abs_tol=0).accepts(same, [[5.0 + n * 1e-9, "x"] for n in range(2000)])
+    assert time.process_time() - started < 3
+
+
+mixed = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=2)
+items_of = st.recursive(
+    mixed,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.sets(mixed, max_size=2),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.lists(items_of, max_size=6), st.randoms())
+@settings(max_examples=200, deadline=None)
+def test_anything_pairs_with_itself_in_any_order(items: list[Any], random: Any) -> None:
+    nudged = [item + 1e-10 if type(item) is float else item for item in items]
+    random.shuffle(nudged)
+    assert UnorderedValue().accepts(nudged, items)
