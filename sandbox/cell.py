@@ -212,7 +212,7 @@ class Cell:
         }
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-B", str(ZYGOTE), json.dumps(config)],
+                [sys.executable, "-P", "-s", "-S", "-B", "-X", "no_debug_ranges", str(ZYGOTE), json.dumps(config)],
                 env=_environment(),
                 cwd="/",
                 stdin=subprocess.DEVNULL,

@@ -52,8 +52,12 @@ def prepare() -> None:
 
 # Something of everything that programs are made of.
 _SAMPLE: Final = b"""
-from typing import List
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
 import math, collections
+Kinds = (List[int], List[float], List[str], List[bool], List[Any], List[List[int]], List[List[str]],
+         List[Tuple[int, int]],
+         Dict[str, int], Dict[int, int], Dict[str, Any], Dict[str, List[int]], Optional[int], Optional[str], Set[int],
+         Tuple[int, int], Tuple[int, ...], Tuple[str, int], Union[int, float], Union[int, str], Optional[List[int]])
 class Point:
     def __init__(self, x: int, y: int = 0) -> None:
         self.x, self.y = x, y
