@@ -203,6 +203,14 @@ class RunContext:
         """Sampled in this process, as of the last `speeds`."""
         return self._counters[1]
 
+    def sandbox_metrics(self) -> dict[str, float]:
+        """How isolated programs run (3 cell, 2 landlock, 1 seccomp), and how many were judged from memory so far."""
+        counters = ray.get([w.counters.remote() for w in self.workers.rollouts], timeout=60)
+        return {
+            "sandbox/level": self.workers.isolation.level,
+            "sandbox/cache_hits": sum(c.cache_hits for c in counters),
+        }
+
     def speeds(self) -> dict[str, float]:
         """Sampled tokens/s and programs/s since the last call."""
         counters = ray.get([w.counters.remote() for w in self.workers.rollouts], timeout=60)

@@ -85,7 +85,8 @@ def _search(
     solved = sorted(r.problem_id for r in results if r.solved)
     gap = _holdout_gap(run, paths, by_id, suites)
     summary = _metrics(results, paths, seconds, len(solved))
-    run.log({**summary, **({"search/holdout_gap": gap} if gap is not None else {})}, round_)
+    measured = {"search/holdout_gap": gap} if gap is not None else {}
+    run.log({**summary, **measured, **run.sandbox_metrics()}, round_)
     return {
         "shard": shard,
         "problems": len(problems),

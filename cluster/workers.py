@@ -94,6 +94,7 @@ class Workers:
     def __init__(self, config: RunConfig, model: Path, logs: Path) -> None:
         self.config, self._logs = config, logs
         self.sandboxes: list[Any] = []
+        self.isolation: Any = None
         self.rollouts: list[Any] = []
         self.tracker: Any = None
         self.reward_model: Any = None
@@ -103,7 +104,7 @@ class Workers:
         self._processes: set[psutil.Process] = set()
 
     def start_sandboxes(self) -> Any:
-        """Start the sandbox workers; returns the isolation report of the first.
+        """Start the sandbox workers; returns the isolation report of the one that is isolated least.
 
         Raises InputError without isolation and where the cluster has too few CPUs, MachineError when they do not come
         up in time.
@@ -119,7 +120,10 @@ class Workers:
             raise InputError("sandbox.workers", s.workers, legal, f"{s.workers} x {s.slots} CPUs are needed")
         self.sandboxes = sandbox_workers(s.workers, s.slots, s.min_level, s.packages)
         try:
-            return ray.get([w.report.remote() for w in self.sandboxes], timeout=SANDBOX_START_S)[0]
+            self.isolation = min(
+                ray.get([w.report.remote() for w in self.sandboxes], timeout=SANDBOX_START_S), key=lambda r: r.level
+            )
+            return self.isolation
         except ray.exceptions.GetTimeoutError:
             reason = f"not up within {SANDBOX_START_S} s; are all CPUs of the cluster taken? (ray status)"
             raise MachineError(f"sandbox workers: {reason}") from None
