@@ -130,7 +130,8 @@ def _print_doctor(levels: dict[str, Any], best: str | None) -> None:
             print(f"  {layer:<13}{state}")
     known = next((found for found in levels.values() if not isinstance(found, str)), None)
     if known:
-        print(f"\nkernel {known['kernel']}, Landlock ABI {known['landlock_abi']}, uid {known['uid']}")
+        inside = f", in a container ({known['container_hint']})" if known["container_hint"] else ""
+        print(f"\nkernel {known['kernel']}, Landlock ABI {known['landlock_abi']}, uid {known['uid']}{inside}")
 
 
 def _judge(options: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ METRICS = {
     "search/solved": "round",
     "search/tokens_per_s": "round",
     "sandbox/programs_per_s": "round",
+    "sandbox/level": "round",
+    "sandbox/cache_hits": "round",
     "tcg/output_accuracy": "round",
     "prm/ece": "round",
     "rl/mismatch_kl": "learner/step",
