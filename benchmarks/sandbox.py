@@ -56,7 +56,7 @@ def in_command(prefix: list[str]) -> Callable[[int], None]:
                 timeout=PEER_TIMEOUT_S, check=False,
             )  # fmt: skip
             if done.returncode != 0:
-                raise BenchError(f"{prefix[0]}: {done.stdout[-500:]!r}")
+                raise BenchError(f"{prefix[0]}: {done.stdout[-300:].decode('utf-8', 'replace').strip()}")
             bench.reap_orphans()
 
     return block
@@ -64,7 +64,9 @@ def in_command(prefix: list[str]) -> Callable[[int], None]:
 
 def interpreter_paths() -> list[str]:
     """What the interpreter needs to see beside the system's libraries."""
-    found = {str(Path(sys.base_prefix).resolve()), str(Path(sys.prefix).resolve())}
+    # The environment by the name that the command uses, and by the one that links lead to.
+    places = {Path(sys.base_prefix), Path(sys.prefix), Path(sys.executable).parent.parent}
+    found = {str(path) for place in places for path in (place, place.resolve())}
     return sorted(path for path in found if not path.startswith(LIBRARIES))
 
 

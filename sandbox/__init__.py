@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.backend import RemoteSandboxError, SandboxBackend, UnsupportedCaseError
 from sandbox.cache import CachedBackend
+from sandbox.case_files import BadCaseError, read_cases
 from sandbox.comparators import CheckerProgram, CloseValue, ExactValue, FloatComparator, TokenComparator, UnorderedValue
-from sandbox.isolation import IsolationReport, SandboxUnavailableError
+from sandbox.isolation import IsolationReport, PackageError, SandboxUnavailableError
 from sandbox.pool import LocalPool, PoolClosedError, PoolStats, detect, detect_async
 from sandbox.records import (
     AssertCase,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TYPED_JSON",
     "AssertCase",
+    "BadCaseError",
     "CachedBackend",
     "CallCase",
     "Case",
@@ -61,6 +63,7 @@ __all__ = [
     "Limits",
     "LocalPool",
     "MalformedValueError",
+    "PackageError",
     "PoolClosedError",
     "PoolStats",
     "RemoteSandboxError",
@@ -80,6 +83,7 @@ __all__ = [
     "detect",
     "detect_async",
     "encode_value",
+    "read_cases",
     "suite_verdict",
 ]
 

@@ -7,7 +7,7 @@
     bench                               what a run costs here
 
 Exit status: 0 accepted (`run`: it ended well), 1 not accepted, 2 bad input (one line on stderr), 3 trouble with the
-sandbox. `serve`: 0 after SIGTERM, 130 after SIGINT, 2 and 3 as the others.
+sandbox, 130 after Ctrl-C. `serve`: 0 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from sandbox.isolation import LEVEL_NAMES, SandboxUnavailableError
+from sandbox.case_files import BadCaseError, read_cases
+from sandbox.isolation import LEVEL_NAMES, PackageError, SandboxUnavailableError
 from sandbox.pool import LocalPool, detect
-from sandbox.records import Case, Limits, RunOutput, Submission, SuiteResult
+from sandbox.records import Limits, RunOutput, Submission, SuiteResult
 from sandbox.verdicts import Verdict
 
 EXIT_ACCEPTED: Final = 0
 EXIT_NOT_ACCEPTED: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_TROUBLE: Final = 3
+EXIT_INTERRUPTED: Final = 130
 
 
 class BadInputError(Exception):
@@ -42,16 +44,29 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         commands = {"doctor": _doctor, "serve": _serve, "run": _run, "bench": _bench, "judge": _judge}
         return commands[options.command](options)
-    except BadInputError as error:
-        print(f"sandbox: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+    except (BadInputError, BadCaseError, PackageError) as error:
+        return _end(EXIT_BAD_INPUT, str(error))
     except SandboxUnavailableError as error:
-        print(f"sandbox: {error}", file=sys.stderr)
-        return EXIT_TROUBLE
+        return _end(EXIT_TROUBLE, str(error))
+    except OSError as error:  # what is printed goes nowhere: a full disk, a closed pipe
+        return _end(EXIT_TROUBLE, f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        return _end(EXIT_INTERRUPTED, "interrupted")
+
+
+def _end(status: int, message: str) -> int:
+    if sys.stderr is not None:
+        print(f"sandbox: {message}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"sandbox: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sandbox", description="Run untrusted programs and judge them.")
+    parser = _Parser(prog="python -m sandbox", description="Run untrusted programs and judge them.")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="say how isolated a run is on this machine")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -59,20 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("source", metavar="SOURCE", help="Python file; - for stdin")
     judge.add_argument("--cases", required=True, metavar="FILE.jsonl", help="one case per line")
     judge.add_argument("--entry-point", help="function that cases of kind 'call' call")
+    judge.add_argument("--allow-shared", action="store_true", help="take test code that trusts the program")
     judge.add_argument("--stop", choices=["first_failure", "first_timeout", "never"], default="never")
     judge.add_argument("--slots", type=int, help="cases run at once; default: usable cores")
     run = commands.add_parser("run", help="run a program on the input that is given on stdin")
-    run.add_argument("source", metavar="SOURCE", help="Python file")
+    run.add_argument("source", metavar="SOURCE", help="Python file; - for stdin, with no input then")
     for command in (judge, run):
         command.add_argument("--cpu-s", type=float, help="CPU seconds for each run (default: 4)")
+        command.add_argument("--wall-s", type=float, help="seconds on the clock (default: 3 x CPU + 2)")
         command.add_argument("--memory-mb", type=int, help="MiB of memory for each run (default: 1024)")
-        command.add_argument("--package", action="append", default=[], metavar="NAME", help="also offer this package")
+        command.add_argument("--output-bytes", type=int, help="bytes of stdout and of stderr at most")
+        command.add_argument("--threads", type=int, help="threads at once (default: 16)")
     _add_serve(commands)
     bench = commands.add_parser("bench", help="measure what a run costs here")
     bench.add_argument("--quick", action="store_true", help="fewer runs: seconds instead of a minute")
     bench.add_argument("--soak", type=int, metavar="N", help="make N runs instead, and say what has grown")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
     for command in (judge, run, commands.choices["serve"]):
+        command.add_argument("--package", action="append", default=[], metavar="NAME", help="also offer this package")
         command.add_argument("--min-level", type=int, choices=[1, 2, 3], default=1, help="lowest acceptable isolation")
     return parser
 
@@ -95,7 +114,9 @@ def _serve(options: argparse.Namespace) -> int:
             raise BadInputError(f"{name} is {value}; at least {least} is needed")
     try:
         token = read_token(options.token_file)
-        settings = Settings(options.host, options.port, options.slots, options.min_level, options.queue, token)
+        settings = Settings(
+            options.host, options.port, options.slots, options.min_level, options.queue, token, tuple(options.package)
+        )
         return asyncio.run(serve(settings))
     except ServeInputError as error:
         raise BadInputError(str(error)) from None
@@ -139,7 +160,7 @@ def _judge(options: argparse.Namespace) -> int:
     if options.slots is not None and options.slots < 1:
         raise BadInputError(f"--slots is {options.slots}; at least 1 is needed")
     result = asyncio.run(_judged(submission, options))
-    print(result.model_dump_json())
+    print(result.model_dump_json(), flush=True)
     if result.verdict is Verdict.SANDBOX_ERROR:
         print(f"sandbox: {next(c.detail for c in result.cases if c.verdict is result.verdict)}", file=sys.stderr)
         return EXIT_TROUBLE
@@ -153,15 +174,12 @@ async def _judged(submission: Submission, options: argparse.Namespace) -> SuiteR
 
 
 def _pool(options: argparse.Namespace, slots: int) -> LocalPool:
-    try:
-        return LocalPool(slots, min_level=options.min_level, packages=options.package)
-    except ValueError as error:
-        raise BadInputError(str(error)) from None
+    return LocalPool(slots, min_level=options.min_level, packages=options.package)
 
 
 def _run(options: argparse.Namespace) -> int:
     source, limits = _read(options.source), _limits(options)
-    given = sys.stdin.buffer.read()
+    given = b"" if options.source == "-" or sys.stdin is None else sys.stdin.buffer.read()
 
     async def run() -> RunOutput:
         async with _pool(options, 1) as pool:
@@ -171,8 +189,9 @@ def _run(options: argparse.Namespace) -> int:
                 raise BadInputError(f"{options.source}: {error}") from None
 
     output = asyncio.run(run())
-    sys.stdout.buffer.write(output.stdout.encode("utf-8", "surrogatepass"))
-    sys.stdout.buffer.flush()
+    if sys.stdout is not None:
+        sys.stdout.buffer.write(output.stdout.encode("utf-8", "surrogatepass"))
+        sys.stdout.buffer.flush()
     print(output.stderr_tail, file=sys.stderr, end="")
     if output.ok:
         return EXIT_ACCEPTED
@@ -195,56 +214,48 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _limits(options: argparse.Namespace) -> Limits:
-    given = {"cpu_s": options.cpu_s, "memory_mb": options.memory_mb}
+    given = {name: getattr(options, name) for name in ("cpu_s", "wall_s", "memory_mb", "output_bytes", "threads")}
     try:
         return Limits(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise BadInputError(_one_line(error)) from None
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise BadInputError(f"{option} is {first['input']}: {first['msg']}") from None
 
 
 def _submission(options: argparse.Namespace) -> Submission:
-    limits = _limits(options)
+    limits, source, cases = _limits(options), _read(options.source), read_cases(_read(options.cases), options.cases)
+    for number, case in cases:
+        where = f"{options.cases}, line {number}"
+        named = options.entry_point is not None or getattr(case, "entry_point", None) is not None
+        if case.kind in ("call", "assert") and not named:
+            raise BadInputError(f"{where}: a case of kind {case.kind!r} needs --entry-point NAME")
+        if getattr(case, "trust", "") == "shared" and not options.allow_shared:
+            raise BadInputError(f"{where}: trust 'shared' can be forged; it needs --allow-shared")
     try:
         return Submission(
-            source=_read(options.source),
+            source=source,
             entry_point=options.entry_point,
-            cases=_cases(options.cases),
+            cases=[case for _, case in cases],
             limits=limits,
             stop=options.stop,
+            allow_shared=options.allow_shared,
         )
     except ValidationError as error:
-        raise BadInputError(_one_line(error)) from None
+        first = error.errors(include_url=False)[0]
+        raise BadInputError(f"{options.source}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _read(path: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            data = b"" if sys.stdin is None else sys.stdin.buffer.read()
+        else:
+            data = Path(path).read_bytes()
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}") from None
     # Bytes that are not UTF-8 are for the compiler to refuse or, with a coding cookie, to read.
     return data.decode("utf-8", "surrogateescape")
-
-
-def _cases(path: str) -> list[Any]:
-    adapter: TypeAdapter[Any] = TypeAdapter(Case)
-    cases = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            cases.append(adapter.validate_json(line.encode("utf-8", "surrogateescape")))
-        except ValidationError as error:
-            raise BadInputError(f"{path}, line {number}: {_one_line(error)}") from None
-    if not cases:
-        raise BadInputError(f"{path} holds no case")
-    return cases
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    value = repr(first.get("input"))
-    return f"{where + ': ' if where else ''}{first['msg']} (got {value[:80]})"
 
 
 if __name__ == "__main__":

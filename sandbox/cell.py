@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Final
 
 from sandbox.inside import wire
-from sandbox.isolation import BEST_LEVEL, IsolationReport, report_from_hello
+from sandbox.isolation import BEST_LEVEL, IsolationReport, PackageError, report_from_hello
 from sandbox.lookout import INTERVAL_S, Lookout
 
 ZYGOTE: Final = Path(__file__).parent / "inside" / "zygote.py"
 HELLO_TIMEOUT_S: Final = 30.0
+PACKAGE_TIMEOUT_S: Final = 120.0
 # A reply comes at the wall limit at the latest; a loaded machine may need longer to reap and report.
 REPLY_GRACE_S: Final = 15.0
 EXIT_TIMEOUT_S: Final = 3.0
@@ -103,10 +104,12 @@ class Package:
 
 
 def find_package(name: str) -> Package:
-    """Where a package lies, without importing it. Raises ValueError when it is not installed."""
+    """Where a package lies, without importing it. Raises PackageError when it is not installed."""
+    if name in sys.stdlib_module_names:
+        raise PackageError(f"packages: {name!r} is in the standard library, which programs have anyway; leave it out")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.origin or not Path(spec.origin).exists():
-        raise ValueError(f"packages: {name!r} is no package that is installed here; name one, e.g. 'numpy'")
+        raise PackageError(f"packages: {name!r} is no package that is installed here; name one, e.g. 'numpy'")
     own = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
     libraries = own.parent / f"{name}.libs"  # where wheels keep the shared libraries that they bring
     return Package(name, str(own.parent), tuple(str(path) for path in (own, libraries) if path.exists()))
@@ -178,11 +181,18 @@ class Cell:
         except OSError as error:
             raise CellError(f"cannot start {sys.executable}: {error}") from None
         try:
-            hello = json.loads(await cell._receive(HELLO_TIMEOUT_S, "hello"))
+            # Packages may take long to load from a cold disk; a time-out must not look like a missing level.
+            patience = HELLO_TIMEOUT_S + PACKAGE_TIMEOUT_S * len(options.packages)
+            hello = json.loads(await cell._receive(patience, "hello"))
+            if "package_error" in hello:
+                raise PackageError(f"packages: {hello['package_error']}; name another, e.g. 'numpy'")
             if "error" in hello:
                 raise CellError(str(hello["error"]))
             cell._set_lookout(options, hello["layers"])
             cell.report = report_from_hello(options.level, hello["layers"], hello["landlock_abi"])
+        except PackageError:
+            await cell.close()
+            raise
         except (CellError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = f"{error}{cell._startup_stderr()}"
             await cell.close()

@@ -62,7 +62,9 @@ class CheckerProgram(_Comparator):
     """A program that looks at the answer, for tasks with several right ones. Runs in a process of its own.
 
     `entry_point` names a function of `source` that gets (input, output, expected): the stdin and stdout as text, or the
-    list of arguments and the returned value. Only True accepts the answer; a checker that fails refuses it.
+    list of arguments (with keywords {"args": [...], "kwargs": {...}}; None for an expression) and the returned value.
+    Only True accepts the answer. A checker that fails on an answer refuses it; one that cannot be called at all is a
+    sandbox_error.
     """
 
     kind: Literal["program"] = "program"

@@ -37,6 +37,10 @@ class IsolationReport(BaseModel):
     container_hint: str | None = None
 
 
+class PackageError(ValueError):
+    """A package that programs were to have cannot be loaded into a cell; no level would change that."""
+
+
 class SandboxUnavailableError(RuntimeError):
     """No acceptable isolation on this machine; `attempts` has one line per level that was tried."""
 

@@ -141,6 +141,9 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
     status = reply.wait_status
     last_line = last_line_of(raw.stderr_tail)
     signal_number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if reply.stages.startswith(wire.STAGE_BOOT + wire.STAGE_TEST_FAILED):
+        reason = reply.stages[2:].decode("utf-8", "replace")
+        return Outcome(Verdict.SANDBOX_ERROR, None, f"the test does not compile: {shown_text(reason.encode())}")
     if signal_number == signal.SIGSYS:
         # User code makes calls too, but only after compiling; a compiler makes none that is forbidden.
         return Outcome(Verdict.SECURITY_VIOLATION, _compiled(reply), "killed for a forbidden system call")
@@ -207,6 +210,12 @@ def case_result(raw: RawRun, spec: RunSpec, case: AnyCase) -> Judged:
     end = outcome(raw, spec) if raw.test is None else pair_outcome(raw, raw.test, spec)
     verdict, detail = end.verdict, end.detail
     returned, unchecked = None, None
+    if (
+        spec.mode == wire.MODE_SHARED
+        and verdict is Verdict.RUNTIME_ERROR
+        and (detail or "").startswith("AssertionError")
+    ):
+        verdict = Verdict.WRONG_ANSWER  # the same word as where the test runs apart
     if verdict is Verdict.ACCEPTED and isinstance(case, CallCase | ExpressionCase):
         returned = dumps(end.value) if len(raw.result) <= RETURNED_MAX_BYTES else None
     if verdict is Verdict.ACCEPTED and checker_of(case) is not None:
@@ -241,15 +250,17 @@ def spec_for_checker(source_fd: int, case: AnyCase, answer: Answer, limits: Limi
     assert checker is not None and not isinstance(case, AssertCase)
     given: Any = case.stdin if isinstance(case, StdioCase) else None
     if isinstance(case, CallCase):
-        given = case.args
-    return spec_for_call(source_fd, checker.entry_point, [given, answer.value, case.expected], {}, limits, None)
+        given = {"args": case.args, "kwargs": case.kwargs} if case.kwargs else case.args
+    arguments = [given, answer.value, case.expected]
+    return replace(spec_for_call(source_fd, checker.entry_point, arguments, {}, limits, None), mode=wire.MODE_CHECKER)
 
 
 def checked(raw: RawRun, spec: RunSpec) -> tuple[Verdict, str | None]:
     """What a checker's run says about the answer. Only True accepts it."""
     end = outcome(raw, spec)
-    if end.verdict is Verdict.COMPILE_ERROR:
-        return Verdict.SANDBOX_ERROR, f"the checker does not compile: {end.detail}"
+    if end.verdict is not Verdict.ACCEPTED and not raw.result:
+        # It had not looked at the answer yet: it does not compile, load, or take what a checker is given.
+        return Verdict.SANDBOX_ERROR, f"the checker cannot be used: {end.detail}"
     if end.verdict is not Verdict.ACCEPTED:
         # An answer can be such that the checker stumbles over it, so this counts against the answer.
         return Verdict.WRONG_ANSWER, f"the checker ended with {end.verdict.value}: {end.detail}"

@@ -48,6 +48,22 @@ RETRIES: Final = 2
 RECYCLE_AFTER_RUNS: Final = 5000
 RECYCLE_AFTER_KIB: Final = 32 * 1024
 WATCHDOG_S: Final = 30.0
+LAYERS: Final = frozenset(
+    {
+        "mount",
+        "network",
+        "ipc",
+        "uts",
+        "pid",
+        "landlock",
+        "seccomp",
+        "cell_filter",
+        "scratch_user",
+        "rlimits",
+        "lookout",
+    }
+)
+"""What can be left out of a cell, for tests of the other layers."""
 QUEUE_LIMIT: Final = 1024
 DEFAULT_LIMITS: Final = Limits()
 
@@ -109,7 +125,7 @@ class LocalPool:
     disabled_layers: leave layers out, for tests of the others.
 
     Use it as `async with LocalPool() as pool:`, on one event loop. Raises SandboxUnavailableError on entry when no
-    acceptable isolation is available, ValueError for a package that is not installed.
+    acceptable isolation is available, PackageError for a package that cannot be loaded.
     """
 
     def __init__(
@@ -130,8 +146,16 @@ class LocalPool:
             raise ValueError(f"slots is {slots}; at least 1 is needed")
         if level is not None and level not in LEVEL_NAMES:
             raise ValueError(f"level is {level}; levels are {sorted(LEVEL_NAMES)}")
-        if queue_limit < 1 or recycle_after < 1:
-            raise ValueError("queue_limit and recycle_after are at least 1")
+        for name, value, least in (("queue_limit", queue_limit, 1), ("recycle_after", recycle_after, 1)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; at least {least} is needed")
+        if min_level < 0:
+            raise ValueError(f"min_level is {min_level}; levels are {sorted(LEVEL_NAMES)}")
+        if isinstance(packages, str):
+            raise ValueError(f"packages is {packages!r}; a list is needed, e.g. [{packages!r}]")
+        unknown = sorted(set(disabled_layers) - LAYERS)
+        if unknown:
+            raise ValueError(f"disabled_layers holds {unknown[0]!r}; layers are {', '.join(sorted(LAYERS))}")
         self.slots = slots or len(os.sched_getaffinity(0))
         self._min_level = min_level
         self._level = level

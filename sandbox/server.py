@@ -65,6 +65,7 @@ class Settings:
     min_level: int = 1
     queue: int = DEFAULT_QUEUE
     token: str | None = None
+    packages: tuple[str, ...] = ()
 
 
 class RunRequest(BaseModel):
@@ -220,8 +221,9 @@ class Service:
     def _check_token(self, request: web.Request) -> None:
         if self._token is None:
             return
-        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(shown, f"Bearer {self._token}".encode()):
+        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+        given = shown.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token.encode()):
             raise _RefusedError(401, "Authorization: a valid token is needed, as in 'Authorization: Bearer TOKEN'")
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -313,7 +315,7 @@ async def serve(settings: Settings) -> int:
     _on_signals(ended)
     bound = await listening_socket(settings)
     try:
-        pool = LocalPool(settings.slots, min_level=settings.min_level)
+        pool = LocalPool(settings.slots, min_level=settings.min_level, packages=settings.packages)
         async with pool:
             await _serve(settings, bound, pool, ended)
     finally:

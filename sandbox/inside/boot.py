@@ -20,7 +20,9 @@ RESULT_FD: Final = 3
 FIRST_FREE_FD: Final = 8
 LAST_FD: Final = 256  # the zygote has few descriptors; none reaches this number
 OPEN_FILES: Final = 64
-_WITH_PAYLOAD: Final = frozenset({wire.MODE_CALL, wire.MODE_EXPRESSION, wire.MODE_SHARED, wire.MODE_CHECK})
+_WITH_PAYLOAD: Final = frozenset(
+    {wire.MODE_CALL, wire.MODE_EXPRESSION, wire.MODE_SHARED, wire.MODE_CHECK, wire.MODE_CHECKER}
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,16 @@ def become_run(
         os.write(stage, wire.STAGE_ERROR + f"{type(error).__name__}: {error}".encode()[: wire.STAGE_MAX - 1])
         os._exit(1)
     code = _compile(source, stage)
+    try:
+        test = program.compile_test(request.mode, payload)
+    except BaseException as error:
+        os.write(stage, wire.STAGE_TEST_FAILED + f"{type(error).__name__}: {error}".encode()[: wire.STAGE_MAX - 2])
+        os._exit(1)
     if request.mode == wire.MODE_STDIO:
         os.close(RESULT_FD)
     os.write(stage, wire.STAGE_RUN)
     os.close(stage)
-    program.execute(request.mode, code, payload, RESULT_FD)
+    program.execute(request.mode, code, payload, test, RESULT_FD)
 
 
 def _arrange(fds: tuple[int, ...], stage: int, channel_fd: int | None) -> None:

@@ -8,6 +8,7 @@ into the channel: that is one more way to give an answer.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import struct
@@ -67,6 +68,11 @@ def _read_exactly(fd: int, size: int) -> bytes | None:
 
 def serve(fd: int, find: Callable[[str], Any], report: Callable[[BaseException], None]) -> None:
     """Say that all is defined, then answer calls until the test closes the channel. `find` gives a name's callable."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the test has gone: there is nobody to answer
+        _serve(fd, find, report)
+
+
+def _serve(fd: int, find: Callable[[str], Any], report: Callable[[BaseException], None]) -> None:
     send(fd, READY)
     while True:
         request = receive(fd)

@@ -10,6 +10,7 @@ import _sitebuiltins
 import atexit
 import builtins
 import gc
+import inspect
 import io
 import json
 import os
@@ -24,8 +25,10 @@ from sandbox.inside import calls, wire
 
 FILE_NAME: Final = "solution.py"
 TEST_FILE_NAME: Final = "test.py"
+CHECKER_CALLED: Final = '"called"'
 CHANNEL_FD: Final = 4
 HERE: Final = os.path.dirname(__file__)  # noqa: PTH120 - strings, and no new objects in a run
+OURS: Final = (HERE, os.path.dirname(HERE))  # noqa: PTH120
 # Python's default; the frames of the runner are added, so that a program has all of it.
 RECURSION_LIMIT: Final = 1000
 STDIN_BUFFER: Final = 1 << 16
@@ -45,6 +48,7 @@ def prepare() -> None:
     # The zygote starts without `site`, which is what gives programs these two.
     for name in ("exit", "quit"):
         setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    codec.UnserializableError.__module__ = "builtins"  # named as programs know exceptions, without our modules
     sys.argv = [FILE_NAME]
     sys.set_int_max_str_digits(0)
     random.seed(0)
@@ -116,7 +120,20 @@ def compile_source(source: bytes) -> types.CodeType:
     return compile(source, FILE_NAME, "exec", dont_inherit=True)
 
 
-def execute(mode: int, code: types.CodeType, payload: bytes, result_fd: int) -> NoReturn:
+def compile_test(mode: int, payload: bytes) -> tuple[types.CodeType, ...]:
+    """The code that a case brings along, before any of the program has run. Raises whatever the compiler raises."""
+    if mode == wire.MODE_EXPRESSION:
+        task = json.loads(payload)
+        setup = compile(task["setup"], "setup.py", "exec", dont_inherit=True)
+        return setup, compile(task["expression"], "expression.py", "eval", dont_inherit=True)
+    if mode == wire.MODE_SHARED:
+        return (compile(json.loads(payload)["test"], TEST_FILE_NAME, "exec", dont_inherit=True),)
+    return ()
+
+
+def execute(
+    mode: int, code: types.CodeType, payload: bytes, test: tuple[types.CodeType, ...], result_fd: int
+) -> NoReturn:
     """Run the program in the asked mode and end the process."""
     # In call mode the module is not `__main__` by name: a solution's own `if __name__ == "__main__":` part would
     # read an input that nobody gave.
@@ -139,7 +156,7 @@ def execute(mode: int, code: types.CodeType, payload: bytes, result_fd: int) -> 
         _run_server(code, module, result_fd)
     if mode == wire.MODE_CHECK:
         _run_test(code, module, payload, result_fd)
-    _run_for_value(mode, code, module, payload, result_fd)
+    _run_for_value(mode, code, module, payload, test, result_fd)
 
 
 def _run_script(code: types.CodeType, module: types.ModuleType) -> NoReturn:
@@ -182,7 +199,12 @@ def _forget(module: types.ModuleType) -> None:
 
 
 def _run_for_value(
-    mode: int, code: types.CodeType, module: types.ModuleType, payload: bytes, result_fd: int
+    mode: int,
+    code: types.CodeType,
+    module: types.ModuleType,
+    payload: bytes,
+    test: tuple[types.CodeType, ...],
+    result_fd: int,
 ) -> NoReturn:
     try:
         task = json.loads(payload)
@@ -191,16 +213,19 @@ def _run_for_value(
         keywords = codec.decode_value(task.get("kwargs", {}))
         names = module.__dict__
         exec(code, names)
-        if mode == wire.MODE_CALL:
-            value: Any = _entry_point(names, task["entry_point"])(*arguments, **keywords)
+        if mode == wire.MODE_EXPRESSION:
+            exec(test[0], names)
+            value: Any = eval(test[1], names)
         elif mode == wire.MODE_SHARED:
             names.setdefault("candidate", _entry_point(names, task["entry_point"]))
-            exec(compile(task["test"], TEST_FILE_NAME, "exec", dont_inherit=True), names)
+            exec(test[0], names)
             value = True
         else:
-            if task["setup"]:
-                exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
-            value = eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
+            function = _entry_point(names, task["entry_point"])
+            if mode == wire.MODE_CHECKER:
+                inspect.signature(function).bind(*arguments, **keywords)
+                _write(result_fd, CHECKER_CALLED)  # from here on a failure is the answer's
+            value = function(*arguments, **keywords)
         _write(result_fd, codec.dumps(bool(value) if task.get("truth") else value, task.get("rationals", False)))
     except BaseException as error:
         _report(error)
@@ -263,9 +288,9 @@ def _entry_point(names: dict[str, Any], name: str) -> Any:
 
 
 def _report(error: BaseException) -> None:
-    """Print a traceback without the frames of this folder: boot, runner, calls."""
+    """Print a traceback without our own frames: boot, runner, calls, codec."""
     trace = error.__traceback__
-    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) == HERE:  # noqa: PTH120
+    while trace is not None and os.path.dirname(trace.tb_frame.f_code.co_filename) in OURS:  # noqa: PTH120
         trace = trace.tb_next
     error.__traceback__ = trace
     try:

@@ -18,6 +18,7 @@ MODE_PAIR: Final = 4  # a solution that answers calls, and test code that makes 
 MODE_SERVE: Final = 5  # the first of a pair
 MODE_CHECK: Final = 6  # the second of a pair
 MODE_PING: Final = 7  # no process at all
+MODE_CHECKER: Final = 8  # a call of a checker program
 
 # How a run was ended by the zygote.
 KILLED_NO: Final = 0
@@ -29,6 +30,7 @@ KILLED_DONE: Final = 3  # its partner had ended, so it was of no more use
 STAGE_BOOT: Final = b"B"  # every layer is on
 STAGE_COMPILE_FAILED: Final = b"C"
 STAGE_RUN: Final = b"R"  # user code starts next
+STAGE_TEST_FAILED: Final = b"T"  # the test that goes with the program does not compile; a reason follows
 STAGE_ERROR: Final = b"E"  # a layer could not be put on; a reason follows
 
 REQUEST: Final = struct.Struct("<QBddQQQI")

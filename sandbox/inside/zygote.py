@@ -68,8 +68,8 @@ def main() -> None:
     os.umask(0o022)
     try:
         _load_packages(config["packages"], report)
-    except Exception as error:
-        _hello(control, {"error": f"a package does not load: {type(error).__name__}: {error}", "layers": report})
+    except ImportError as error:
+        _hello(control, {"package_error": str(error), "layers": report})
         return
     # All three are looked up while /proc and the whole file system are still in sight.
     config["mapped_bytes"] = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -95,17 +95,19 @@ def main() -> None:
 
 
 def _load_packages(packages: list[dict[str, Any]], report: dict[str, str]) -> None:
-    """Import what programs may import beside the standard library. Raises whatever the imports raise."""
+    """Import what programs may import beside the standard library. Raises ImportError naming the package."""
     for package in packages:
         if package["site"] not in sys.path:
             sys.path.append(package["site"])
-        module = importlib.import_module(package["name"])
+        try:
+            module = importlib.import_module(package["name"])
+        except BaseException as error:
+            raise ImportError(f"{package['name']!r} does not load: {type(error).__name__}: {error}") from None
         report[f"package {package['name']}"] = f"loaded: {getattr(module, '__version__', 'unknown version')}"
+        if len(list(Path("/proc/self/task").iterdir())) > 1:
+            raise ImportError(f"{package['name']!r} starts threads when it is imported, which no cell can do")
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)  # as the random module: every run starts from the same state
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        raise RuntimeError(f"{threads - 1} threads were started, and only a process without any can be forked safely")
 
 
 plan_modules: list[types.ModuleType] = []  # keeps our own modules alive once user code cannot import them

@@ -185,7 +185,7 @@ def test_shared_trust_has_to_be_allowed_and_is_counted(best: Bench) -> None:
     result = best.judge(closure, SHARED, entry_point="f", allow_shared=True)
     assert (result.verdict, result.shared_trust) == (Verdict.ACCEPTED, 1)
     wrong = best.judge(closure.replace("x + y", "x - y"), SHARED, entry_point="f", allow_shared=True)
-    assert wrong.verdict is Verdict.RUNTIME_ERROR and "AssertionError" in (wrong.cases[0].detail or "")
+    assert wrong.verdict is Verdict.WRONG_ANSWER and "AssertionError" in (wrong.cases[0].detail or "")
     apart = best.judge(closure, AssertCase(code=SHARED.code), entry_point="f")
     assert apart.verdict is Verdict.RUNTIME_ERROR and apart.shared_trust == 0
 
@@ -257,6 +257,9 @@ BROKEN_CHECKERS = {
     "returns text": ("def check(*a): return 'True'", Verdict.WRONG_ANSWER),
     "hangs": ("def check(*a):\n  while True: pass", Verdict.WRONG_ANSWER),
     "does not compile": ("def check(", Verdict.SANDBOX_ERROR),
+    "fails to load": ("import no_such_module\ndef check(*a): return True", Verdict.SANDBOX_ERROR),
+    "has another name": ("def chek(*a): return True", Verdict.SANDBOX_ERROR),
+    "takes two arguments": ("def check(a, b): return True", Verdict.SANDBOX_ERROR),
 }
 
 
@@ -266,6 +269,43 @@ def test_only_true_accepts(best: Bench, name: str) -> None:
     case = StdioCase(stdin="", expected="", comparator=CheckerProgram(source=source))
     result = best.judge("print(1)", case, limits=Limits(cpu_s=0.3)).cases[0]
     assert result.verdict is verdict and "checker" in (result.detail or "")
+
+
+def test_a_checker_sees_keywords(best: Bench) -> None:
+    check = CheckerProgram(source="def check(g, v, e): return g == {'args': [1], 'kwargs': {'n': 2}}")
+    case = CallCase(args=[1], kwargs={"n": 2}, expected=None, comparator=check)
+    assert best.judge("def f(a, n): return a", case, entry_point="f").verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ExpressionCase(expression="1 +", expected=1),
+        ExpressionCase(setup="x =", expression="1", expected=1),
+        AssertCase(code="assert f(", trust="shared"),
+        AssertCase(code="assert f("),
+    ],
+)
+def test_a_test_that_does_not_compile_is_never_the_solution_s_fault(bench: Bench, case: Any) -> None:
+    before = bench.pool.stats().retries
+    result = bench.judge("def f(x): return x", case, entry_point="f", allow_shared=True)
+    assert result.verdict is Verdict.SANDBOX_ERROR and "does not compile" in (result.cases[0].detail or "")
+    assert "Error" not in result.cases[0].stderr_tail and bench.pool.stats().retries == before
+    broken = bench.judge("def f(x", case, entry_point="f", allow_shared=True)
+    assert broken.verdict in (Verdict.COMPILE_ERROR, Verdict.SANDBOX_ERROR)
+
+
+def test_a_sandbox_error_of_a_test_can_not_be_had_by_a_solution(bench: Bench) -> None:
+    """What compiles is settled before the solution's first line."""
+    hostile = "import builtins, ast\nbuiltins.compile = builtins.eval = builtins.exec = None\ndef f(x): return x"
+    case = ExpressionCase(setup="y = 1", expression="f(y)", expected=1)
+    assert bench.judge(hostile, case).verdict is not Verdict.SANDBOX_ERROR
+
+
+def test_no_frame_of_ours_is_shown(best: Bench) -> None:
+    result = best.value("def f(): return object()")
+    assert result.stderr_tail.startswith("UnserializableError: ") and "/sandbox/" not in result.stderr_tail
+    assert (result.detail or "").startswith("UnserializableError: ")
 
 
 def test_a_checker_sees_hostile_answers_as_data(best: Bench) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,61 @@ def test_bench_measures_and_a_soak_leaves_nothing() -> None:
     assert soaked["processes_left"] == soaked["processes_grown"] == soaked["descriptors_grown"] == 0
     assert soaked["memory_grown_mb"] < 16
     assert sandbox("bench", "--soak", "0").returncode == 2
+
+
+def test_judge_names_the_option_that_is_missing(tmp_path: Path) -> None:
+    source, cases = tmp_path / "s.py", tmp_path / "c.jsonl"
+    source.write_text("def f(x): return x")
+    cases.write_text('{"kind": "assert", "code": "assert f(1) == 1", "entry_point": "f", "trust": "shared"}\n')
+    for options, says in (
+        ([], b"--allow-shared"),
+        (["--allow-shared", "--threads", "0"], b"--threads is 0"),
+        (["--stop", "now"], b"--stop"),
+    ):
+        done = sandbox("judge", str(source), "--cases", str(cases), *options)
+        assert done.returncode == 2 and says in done.stderr and done.stderr.count(b"\n") == 1, done
+    assert sandbox("judge", str(source), "--cases", str(cases), "--allow-shared", "--wall-s", "3").returncode == 0
+    cases.write_text('{"kind": "call", "expected": 1}\n')
+    done = sandbox("judge", str(source), "--cases", str(cases))
+    assert done.returncode == 2 and b"line 1" in done.stderr and b"--entry-point" in done.stderr
+
+
+def test_a_package_that_no_cell_can_load(tmp_path: Path) -> None:
+    """One that starts a thread when it is imported; another that fails."""
+    source = tmp_path / "s.py"
+    source.write_text("print(1)")
+    made = {
+        "threaded_package": "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+    }
+    made["broken_package"] = "raise RuntimeError('no')"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for name, text in made.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "sandbox", "run", str(source), "--package", name],
+            capture_output=True, env=environment, stdin=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), done
+        assert name.encode() in done.stderr and b"isolation" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_interruption_and_closed_streams(tmp_path: Path) -> None:
+    source = tmp_path / "s.py"
+    source.write_text("import time\nprint(1)\ntime.sleep(9)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandbox", "run", str(source)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr is not None and process.stderr.read() == b"sandbox: interrupted\n"
+    source.write_text("print(1)")
+    for redirection, status in (("<&-", 0), (">&-", 0), (">/dev/full", 3)):
+        command = f"{sys.executable} -m sandbox run {source} {redirection}"
+        done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+        assert done.returncode == status and b"Traceback" not in done.stderr, (redirection, done)
