@@ -134,10 +134,8 @@ def test_a_package_that_no_cell_can_load(tmp_path: Path) -> None:
     """One that starts a thread when it is imported; another that fails."""
     source = tmp_path / "s.py"
     source.write_text("print(1)")
-    made = {
-        "threaded_package": "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
-    }
-    made["broken_package"] = "raise RuntimeError('no')"
+    threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+    made = {"threaded_package": threads, "broken_package": "raise RuntimeError('no')"}
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     for name, text in made.items():
         (tmp_path / name).mkdir()
