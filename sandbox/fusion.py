@@ -307,6 +307,9 @@ def _ended(made: Question, run: CommandResult, intact_bytes: int) -> _End:
         return end(Verdict.TIME_LIMIT, f"more than {made.limits.effective_wall_s:g} s on the server's clock")
     if run.return_code == -signal.SIGSYS:
         return end(Verdict.SECURITY_VIOLATION, "killed for a forbidden system call", printed.started)
+    if not printed.started and made.marker and f"\n{made.marker} test ".encode() in stdout:
+        # Said before the first line of the program, which therefore cannot have said it.
+        return end(Verdict.SANDBOX_ERROR, "the test does not compile", False)
     if not printed.started or (not made.marker and _never_ran(run, last_line)):
         return end(Verdict.COMPILE_ERROR, last_line or f"exit status {run.return_code}", False)
     if run.return_code != 0 and is_memory_error(last_line):

@@ -5,6 +5,7 @@ stdin. Nothing of ours exists over there, so only the standard library is used, 
 
 What it prints about itself stands on lines that begin with a marker which is new in every run:
 
+    MARKER test JSON        the test that came along does not compile, and why; nothing else follows
     MARKER run              the source compiles, user code starts
     MARKER value JSON       the value, last of all
 
@@ -41,6 +42,11 @@ def main(codec_source: str) -> None:
     except BaseException as error:
         _report(error)
         _leave(1)
+    try:
+        test = _compiled_test(task)
+    except BaseException as error:
+        _send(out, task["marker"] + " test " + json.dumps(f"{type(error).__name__}: {error}"))
+        _leave(1)
     # Not `__main__` by name: a solution's own main part would read an input that nobody gave.
     module = types.ModuleType("solution")
     module.__dict__["__builtins__"] = __builtins__
@@ -50,7 +56,7 @@ def main(codec_source: str) -> None:
     try:
         arguments = codec.decode_value(task["args"])
         keywords = codec.decode_value(task["kwargs"])
-        value = _value(code, module.__dict__, task, arguments, keywords)
+        value = _value(code, test, module.__dict__, task, arguments, keywords)
         text = codec.dumps(bool(value) if task["truth"] else value, task["rationals"])
     except BaseException as error:
         _report(error)
@@ -77,13 +83,22 @@ def _prepare() -> None:
     sys.setrecursionlimit(RECURSION_LIMIT + depth)
 
 
-def _value(code: types.CodeType, names: dict[str, Any], task: dict[str, Any], arguments: Any, keywords: Any) -> Any:
+def _compiled_test(task: dict[str, Any]) -> tuple[Any, ...]:
+    """Setup and expression, before any of the program has run. Raises whatever the compiler raises."""
+    if task["mode"] == "call":
+        return ()
+    setup = compile(task["setup"], "setup.py", "exec", dont_inherit=True)
+    return setup, compile(task["expression"], "expression.py", "eval", dont_inherit=True)
+
+
+def _value(
+    code: types.CodeType, test: tuple[Any, ...], names: dict[str, Any], task: dict[str, Any], *given: Any
+) -> Any:
     exec(code, names)
     if task["mode"] == "call":
-        return _entry_point(names, task["entry_point"])(*arguments, **keywords)
-    if task["setup"]:
-        exec(compile(task["setup"], "setup.py", "exec", dont_inherit=True), names)
-    return eval(compile(task["expression"], "expression.py", "eval", dont_inherit=True), names)
+        return _entry_point(names, task["entry_point"])(*given[0], **given[1])
+    exec(test[0], names)
+    return eval(test[1], names)
 
 
 def _entry_point(names: dict[str, Any], name: str) -> Any:

@@ -125,8 +125,8 @@ def f(x):
 EXPRESSIONS = {
     "accepted": ("def f(x): return x", "y = 20", "[f(y), 1.5, {1: (2,)}]", [20, 1.5, {1: (2,)}], Verdict.ACCEPTED),
     "wrong": ("def f(x): return x", "", "f(3)", 4, Verdict.WRONG_ANSWER),
-    "bad setup": ("def f(x): return x", "y =", "f(y)", 4, Verdict.RUNTIME_ERROR),
-    "bad expression": ("def f(x): return x", "", "f(", 4, Verdict.RUNTIME_ERROR),
+    "bad setup": ("def f(x): return x", "y =", "f(y)", 4, Verdict.SANDBOX_ERROR),
+    "bad expression": ("def f(x): return x", "", "f(", 4, Verdict.SANDBOX_ERROR),
     "liar": ("class E:\n  def __eq__(self, o): return True", "", "E()", 4, Verdict.RUNTIME_ERROR),
     "compile error": ("def f(", "", "1", 1, Verdict.COMPILE_ERROR),
     "special values": (
