@@ -199,6 +199,7 @@ def panel(width: int) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_the_panel_shows_every_stage_and_fits(width: int) -> None:
     shown = panel(width)

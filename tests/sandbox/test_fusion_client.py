@@ -164,6 +164,7 @@ def test_trouble_that_passes(server: str) -> None:
     assert result.verdict is Verdict.ACCEPTED and len(asked) == 3
 
 
+@pytest.mark.slow
 def test_a_hanging_server_meets_the_deadline(server: str) -> None:
     async def hang(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(60)

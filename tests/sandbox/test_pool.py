@@ -73,6 +73,7 @@ def suite(source: str = "print('ok')", **fields: Any) -> Submission:
     return Submission(source=source, cases=[StdioCase(stdin="", expected="ok")], limits=QUICK, **fields)
 
 
+@pytest.mark.slow
 @covers(94)
 def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
     before = bench.pool.stats()

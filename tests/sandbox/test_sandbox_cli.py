@@ -130,6 +130,7 @@ def test_judge_names_the_option_that_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 2 and b"line 1" in done.stderr and b"--entry-point" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_package_that_no_cell_can_load(tmp_path: Path) -> None:
     """One that starts a thread when it is imported; another that fails."""
     source = tmp_path / "s.py"
