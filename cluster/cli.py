@@ -134,9 +134,9 @@ def _test(what: str, rest: Sequence[str]) -> int:
 
 def _bench(name: str | None, rest: Sequence[str]) -> int:
     names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
-    if name in (None, "-h", "--help") and not rest:
+    if name is None:
         print(f"usage: o1coder bench NAME [--quick] [--json]\nNAME: {', '.join(names)}")
-        return BAD_INPUT if name is None else 0
+        return 0 if {"-h", "--help"} & set(rest) else BAD_INPUT
     if name not in names:
         raise InputError("bench", name, f"one of {', '.join(names)}", "there is no such benchmark")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

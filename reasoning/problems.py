@@ -237,6 +237,12 @@ def from_humaneval(row: Mapping[str, Any]) -> Problem:
         raise RowError(f"not in HumanEval's layout: no field {error}") from None
     try:
         cases = convert_check(test, entry_point)
+        # What the prompt gives beside the function is the test's own, not the solution's to define.
+        given = _given_beside(prompt, entry_point)
+        cases = [
+            c.model_copy(update={"code": f"{given}\n{c.code}"}) if isinstance(c, AssertCase) and given else c
+            for c in cases
+        ]
     except AssertError as error:
         raise RowError(str(error)) from None
     return Problem(
@@ -247,6 +253,16 @@ def from_humaneval(row: Mapping[str, Any]) -> Problem:
         tests=tuple(ProblemTest(case=case) for case in cases),
         split="heldout",
     )
+
+
+def _given_beside(prompt: str, entry_point: str) -> str:
+    """Imports and helper functions of a prompt, as code. Raises RowError for a prompt that is no code."""
+    try:
+        body = ast.parse(prompt).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise RowError(f"field prompt does not parse: {error}") from None
+    kept = [n for n in body if not (isinstance(n, ast.FunctionDef) and n.name == entry_point)]
+    return "\n".join(ast.unparse(node) for node in kept)
 
 
 # --- splits ---

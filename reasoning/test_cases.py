@@ -22,7 +22,7 @@ from typing import Any
 
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
-from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase, encode_value
+from sandbox import AssertCase, CallCase, ExactValue, ExpressionCase, StdioCase, encode_value
 
 SYSTEM_TCG = "You write test cases for programs."
 CASES_PER_PROMPT = 3
@@ -142,7 +142,10 @@ def make_test(problem: Problem, case: ParsedCase, expected: Any, origin: Origin)
     calls = [t.case for t in problem.tests if isinstance(t.case, CallCase)]
     assert case.args is not None
     if calls:
-        test = CallCase(args=list(case.args), expected=expected, comparator=calls[0].comparator)
+        comparator = calls[0].comparator
+        if isinstance(comparator, ExactValue) and comparator.truth:
+            comparator = comparator.model_copy(update={"truth": False})  # a known value says more than its truth
+        test = CallCase(args=list(case.args), expected=expected, comparator=comparator)
     else:
         test = CallCase(args=list(case.args), expected=expected)
     return ProblemTest(case=test, origin=origin)

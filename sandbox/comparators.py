@@ -20,7 +20,7 @@ _FLOAT: Final = re.compile(
 _DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
 MAX_UNPAIRED: Final = 2000
-MAX_MATCHES: Final = 50_000
+MAX_MATCHES: Final = 100_000
 MAX_CHECKER_BYTES: Final = 256 * 1024
 
 
@@ -328,12 +328,12 @@ def _same_items(returned: list[Any], expected: list[Any], rules: Rules) -> bool:
 def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any], bool]) -> bool:
     """Whether every expected item finds one of its own. Both are sorted first, so that near values meet early.
 
-    Answers made to be compared in vain are unequal after MAX_MATCHES attempts.
+    Answers made to be compared in vain are unequal after MAX_MATCHES parts of theirs.
     """
     remaining, tries = sorted(returned, key=_place), 0
     for item in sorted(expected, key=_place):
         for position, other in enumerate(remaining):
-            tries += 1
+            tries += _weight(item)
             if tries > MAX_MATCHES:
                 return False
             if match(other, item):
@@ -342,6 +342,13 @@ def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any]
         else:
             return False
     return not remaining
+
+
+def _weight(value: Any) -> int:
+    """Roughly how much there is to compare."""
+    if type(value) in (list, tuple, set, frozenset, dict):
+        return 1 + len(value)
+    return 1
 
 
 def _place(value: Any) -> tuple[Any, ...]:

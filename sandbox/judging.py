@@ -35,6 +35,7 @@ STDOUT_HEAD_BYTES: Final = 2048
 RETURNED_MAX_BYTES: Final = 65536
 # A run that dies this close to its memory limit died of it.
 MEMORY_DEATH_SHARE: Final = 0.95
+CPU_SLACK_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
         return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.cpu_s:g} s of CPU time")
     if reply.killed_by == wire.KILLED_WALL:
         return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.wall_s:g} s on the clock")
+    if reply.cpu_s > spec.cpu_s + CPU_SLACK_S:  # it ended between two looks, with more than it was given
+        return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.cpu_s:g} s of CPU time")
     failed = status != 0
     near_limit = reply.peak_rss_kib * 1024 >= MEMORY_DEATH_SHARE * spec.memory_bytes
     if failed and (near_limit or is_memory_error(last_line)):

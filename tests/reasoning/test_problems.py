@@ -266,6 +266,9 @@ def test_all_of_humaneval(shared_data):
     whole = [p for p in problems if any(isinstance(t.case, AssertCase) for t in p.tests)]
     assert 5 <= len(whole) <= 40, [p.id for p in whole]
     assert all(len(p.tests) == 1 for p in whole)
+    # The helper of the prompt is the test's: a solution cannot define it anew.
+    polynomial = next(p for p in whole if p.id == "humaneval/32")
+    assert "def poly(" in polynomial.tests[0].case.code
 
 
 # --- the bundled set ---

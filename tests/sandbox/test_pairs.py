@@ -120,6 +120,12 @@ FAILING_TESTS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+def test_no_exception_of_a_solution_ends_a_loop_of_its_test(bench: Bench, kind: str) -> None:
+    code = "for g, w in zip(map(candidate, [1, 2]), [2, 4]): assert g == w\nassert all(map(candidate, [1, 2]))"
+    assert judge(bench, f"def f(x): raise {kind}", code).verdict is Verdict.RUNTIME_ERROR
+
+
 @pytest.mark.parametrize("name", FAILING_TESTS)
 def test_a_test_that_does_not_reach_its_end_accepts_nothing(best: Bench, name: str) -> None:
     code, verdict = FAILING_TESTS[name]
