@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
 import socket
@@ -101,6 +102,14 @@ class Package:
     name: str
     site: str
     paths: tuple[str, ...]
+
+
+_cells = itertools.count()
+
+
+def _scratch_id() -> int:
+    """Another user for each cell of this process: runs of two cells must not count as each other's threads."""
+    return FIRST_SCRATCH_ID + (os.getpid() * 61 + next(_cells)) % SCRATCH_IDS
 
 
 def find_package(name: str) -> Package:
@@ -214,7 +223,7 @@ class Cell:
         config = {
             "fd": theirs.fileno(),
             "level": options.level,
-            "scratch_id": FIRST_SCRATCH_ID + (os.getpid() * 16 + options.slot) % SCRATCH_IDS,
+            "scratch_id": _scratch_id(),
             "parent": os.getpid(),
             "disabled": list(options.disabled),
             "preload": preload,

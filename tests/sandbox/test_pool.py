@@ -520,3 +520,11 @@ def test_container_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert container_hint(tmp_path) == "kubepods"
     (tmp_path / ".dockerenv").touch()
     assert container_hint(tmp_path) == "docker"
+
+
+def test_cells_of_one_process_have_users_of_their_own() -> None:
+    from sandbox.cell import FIRST_SCRATCH_ID, SCRATCH_IDS, _scratch_id
+
+    given = [_scratch_id() for _ in range(100)]
+    assert len(set(given)) == 100
+    assert all(FIRST_SCRATCH_ID <= one < FIRST_SCRATCH_ID + SCRATCH_IDS for one in given)
