@@ -18,7 +18,7 @@ from sandbox.inside import kernel, program, wire
 RESULT_FD: Final = 3
 # The zygote keeps the numbers below this one taken, so that what a run is given never stands where it has to go.
 FIRST_FREE_FD: Final = 8
-LAST_FD: Final = 256  # the zygote has few descriptors; none reaches this number
+LAST_FD: Final = 256  # the zygote has few descriptors, and gives all of them low numbers
 OPEN_FILES: Final = 64
 _WITH_PAYLOAD: Final = frozenset(
     {wire.MODE_CALL, wire.MODE_EXPRESSION, wire.MODE_SHARED, wire.MODE_CHECK, wire.MODE_CHECKER}

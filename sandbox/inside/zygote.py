@@ -2,7 +2,8 @@
 
 Started by path with an almost empty environment: `python -P -s -S -B zygote.py CONFIG`, where CONFIG is a JSON object
 
-    {"fd": control socket, "level": 0-3, "scratch_id": id, "parent": pid, "disabled": [layers], "preload": [modules]}
+    {"fd": control socket, "level": 0-3, "scratch_id": id, "parent": pid, "disabled": [layers], "preload": [modules],
+     "packages": [{"name", "site", "paths"}]}
 
 It answers with one JSON hello (the layers, or why the level cannot be reached) and then with one reply per request.
 It exits when the socket closes, and dies with the process that started it.
@@ -56,9 +57,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     kernel.die_with_parent(config["parent"])
-    control = socket.socket(fileno=config["fd"])
     while os.open(os.devnull, os.O_RDONLY) < boot.FIRST_FREE_FD:
         pass  # see there
+    # Its number is the caller's, who may have thousands; here it must be one of those that boot closes in every run.
+    control = socket.socket(fileno=os.dup(config["fd"]))
+    os.close(config["fd"])
     for name in config["preload"]:
         try:
             importlib.import_module(name)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -11,7 +12,7 @@ import pytest
 from attacks import covers
 from sandbox_bench import QUICK, Bench
 
-from sandbox import CallCase, Limits, StdioCase, Verdict
+from sandbox import AssertCase, CallCase, Limits, SandboxUnavailableError, StdioCase, Verdict
 
 
 @covers(22)
@@ -163,3 +164,38 @@ def test_fifty_megabytes_of_legal_output(best: Bench) -> None:
         started = time.monotonic()
         assert best.judge(source, StdioCase(stdin="", expected=wanted), limits=limits).verdict is verdict
         assert time.monotonic() - started < 30
+
+
+FORGE = (
+    "import os, struct\nfound = []\nfor fd in range(3, 4096):\n"
+    "  try: os.fstat(fd)\n  except OSError: continue\n  found.append(fd)\n"
+    "  for run_id in range(50):\n"
+    "    try: os.write(fd, struct.pack('<QiBdddQBQH', run_id, 0, 0, .0, .0, .0, 0, 1, 0, 2) + b'BR')\n"
+    "    except OSError: pass\n"
+    "print(found)"
+)
+
+
+@covers(15, 42)
+@pytest.mark.parametrize("level", [3, 2, 1])
+def test_no_descriptor_of_a_caller_with_many_reaches_a_run(level: int) -> None:
+    """The control socket gets a high number then; a run that held it could answer for the zygote."""
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(600)]
+    try:
+        bench = Bench(level=level)
+    except SandboxUnavailableError as error:
+        pytest.skip(str(error))
+    finally:
+        for fd in many:
+            os.close(fd)
+    try:
+        assert bench.stdout(FORGE).stdout == "[]\n"
+        inside = (
+            "import os\nfound = []\nfor fd in range(3, 4096):\n  try: os.fstat(fd); found.append(fd)\n  except OSError: pass\n"
+            "def f(): return found"
+        )
+        pair = AssertCase(code="assert f() == [3]", entry_point="f")  # the channel to its test
+        assert bench.judge(inside, pair).verdict is Verdict.ACCEPTED
+        assert bench.script("print('ok')").verdict is Verdict.ACCEPTED and bench.pool.stats().retries == 0
+    finally:
+        bench.close()
