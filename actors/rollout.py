@@ -180,6 +180,7 @@ class RolloutWorker:
         )
 
     async def shutdown(self) -> None:
+        await (self._cache or self._sandboxes).aclose()
         await self._engine.shutdown()
 
     def _prompt(self, problem: Problem) -> tuple[int, ...]:

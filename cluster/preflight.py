@@ -23,7 +23,7 @@ from reasoning.errors import InputError, MachineError
 from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, with_held_out
 from reasoning.prompts import ChatEncoder, PolicyPrompts
 from reasoning.records import Problem
-from sandbox import LocalPool, SandboxUnavailableError, Submission, SuiteResult, Verdict
+from sandbox import LocalPool, PackageError, SandboxUnavailableError, Submission, SuiteResult, Verdict
 
 MIN_MEMORY_GB = 11.0
 """What the laptop budget was seen to need, all processes together (docs/results.md); tiny peaks at 9.5."""
@@ -117,6 +117,9 @@ def check_references(
                 display.start_stage("checks", total, "references")
                 failures = _wait_for(_check(problems, config, lambda done: display.update(done)))
                 display.end_stage()
+        except PackageError as error:  # at once, or when the first cell loads it
+            legal = "packages that are installed and start no thread, e.g. [numpy]"
+            raise InputError("sandbox.packages", config.sandbox.packages, legal, str(error)) from None
         except SandboxUnavailableError as error:
             legal = "a machine with seccomp (Linux 4.14 or newer)"
             raise InputError("sandbox.min_level", config.sandbox.min_level, legal, str(error)) from None
@@ -125,14 +128,6 @@ def check_references(
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         legal = "a problem whose references pass its own tests, or other ids"
         raise InputError("problems", problem, legal, f"its reference gets {verdict}{more}")
-
-
-def _pool(config: RunConfig) -> LocalPool:
-    try:
-        return LocalPool(min_level=config.sandbox.min_level, packages=config.sandbox.packages)
-    except ValueError as error:
-        legal = "packages that are installed, e.g. [numpy]"
-        raise InputError("sandbox.packages", config.sandbox.packages, legal, str(error)) from None
 
 
 async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[int], None]) -> list[tuple[str, str]]:
@@ -157,7 +152,7 @@ async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[
         done += 1
         on_done(done)
 
-    async with _pool(config) as pool:
+    async with LocalPool(min_level=config.sandbox.min_level, packages=config.sandbox.packages) as pool:
         await asyncio.gather(*[one(pool, p, r) for p in problems for r in p.references])
     return [(p.id, failures[p.id]) for p in problems if p.id in failures]
 

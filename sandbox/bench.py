@@ -128,9 +128,9 @@ class SyncPool:
         await pool.start()
         return pool
 
-    def call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine. Raises TimeoutError after `DEADLINE_S`, and what the coroutine raises."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE_S)
+    def call(self, work: Coroutine[Any, Any, Any], timeout: float = DEADLINE_S) -> Any:
+        """The result of a coroutine. Raises TimeoutError after `timeout` seconds, and what the coroutine raises."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
     def judge(self, submission: Submission) -> SuiteResult:
         """`LocalPool.judge`."""

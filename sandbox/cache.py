@@ -14,17 +14,20 @@ from sandbox.records import Submission, SuiteResult, source_bytes
 from sandbox.verdicts import Verdict
 
 ENTRIES: Final = 10_000
+PARSED_MAX_BYTES: Final = 32 * 1024  # parsing is done on the event loop, and can take seconds for sources made for it
 
 
 def program_key(source: str) -> bytes:
     """A digest that programs share when they differ in layout and comments alone.
 
-    The syntax tree decides, read from the bytes that would be run, so that a coding declaration counts. What does not
-    parse is its own key. A program that asks for its own line numbers or source text can behave differently from
-    another with the same key; such programs are not told apart.
+    The syntax tree decides, read from the bytes that would be run, so that a coding declaration counts. What is long or
+    does not parse is its own key. A program that asks for its own line numbers or source text can behave differently
+    from another with the same key; such programs are not told apart.
     """
     data = source_bytes(source)
     try:
+        if len(data) > PARSED_MAX_BYTES:
+            raise ValueError("too long")
         text = b"tree:" + ast.dump(ast.parse(data)).encode("utf-8", "surrogatepass")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         text = b"text:" + data
@@ -33,7 +36,11 @@ def program_key(source: str) -> bytes:
 
 def submission_key(submission: Submission) -> bytes:
     """A digest of the program and of everything that it is judged by: cases, limits, entry point, stop rule."""
-    suite = submission.model_dump_json(exclude={"source"}).encode("utf-8", "surrogatepass")
+    rest = submission.model_copy(update={"source": ""})
+    try:
+        suite = rest.model_dump_json().encode()
+    except ValueError:  # a text that JSON cannot carry, such as an input with lone surrogates
+        suite = repr(rest).encode("utf-8", "surrogatepass")
     return program_key(submission.source) + hashlib.blake2b(suite, digest_size=20).digest()
 
 

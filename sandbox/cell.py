@@ -132,7 +132,6 @@ class CellOptions:
     """
 
     level: int
-    slot: int = 0
     disabled: Sequence[str] = ()
     preload: Sequence[str] = PRELOAD
     packages: Sequence[Package] = ()
@@ -249,10 +248,14 @@ class Cell:
         return cls(process, ours, stderr_fd)
 
     def _set_lookout(self, options: CellOptions, layers: dict[str, str]) -> None:
-        missing = "disabled" if "lookout" in options.disabled else Lookout.missing()
-        if missing is None:
+        missing = Lookout.missing()
+        if "lookout" in options.disabled:
+            layers["lookout"] = "disabled"
+        elif missing is not None:
+            layers["lookout"] = f"unavailable: {missing}"
+        else:
+            layers["lookout"] = "enforced"
             self._lookout = Lookout(self.zygote_pid, guarded=options.level == BEST_LEVEL)
-        layers["lookout"] = {None: "enforced", "disabled": "disabled"}.get(missing, f"unavailable: {missing}")
 
     def _look(self, spec: RunSpec, outputs: Sequence[int]) -> None:
         """Look at the run in work, and again after a while."""

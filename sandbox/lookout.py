@@ -24,7 +24,6 @@ class Lookout:
 
     def __init__(self, started_pid: int, guarded: bool) -> None:
         self._started_pid = started_pid
-        self._guarded = guarded
         self._zygote_pid = 0 if guarded else started_pid
 
     @staticmethod

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -201,7 +201,7 @@ class LocalPool:
         self._isolation = first.report
         log.info("sandbox level %d (%s): %s", first.report.level, first.report.level_name, first.report.layers)
         for number in range(self.slots):
-            slot = _Slot(replace(self._options, level=first.report.level, slot=number), self._stats)
+            slot = _Slot(self._options.at_level(first.report.level), self._stats)
             slot.cell = first if number == 0 else None
             self._slots.append(slot)
             self._free.put_nowait(slot)

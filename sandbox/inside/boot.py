@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import time
 import types
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -57,7 +58,7 @@ def become_run(
         kernel.die_with_parent(plan.zygote_pid)
         if plan.filter is not None:
             plan.filter.install()
-        os.write(stage, wire.STAGE_BOOT)
+        os.write(stage, wire.STAGE_BOOT + wire.BOOT_TIME.pack(time.monotonic()))
     except BaseException as error:
         os.write(stage, wire.STAGE_ERROR + f"{type(error).__name__}: {error}".encode()[: wire.STAGE_MAX - 1])
         os._exit(1)

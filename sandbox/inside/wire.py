@@ -27,19 +27,19 @@ KILLED_WALL: Final = 2
 KILLED_DONE: Final = 3  # its partner had ended, so it was of no more use
 
 # Stage bytes. Trusted boot writes them to a pipe that is closed before user code starts.
-STAGE_BOOT: Final = b"B"  # every layer is on
+STAGE_BOOT: Final = b"B"  # every layer is on; BOOT_TIME follows
 STAGE_COMPILE_FAILED: Final = b"C"
 STAGE_RUN: Final = b"R"  # user code starts next
 STAGE_TEST_FAILED: Final = b"T"  # the test that goes with the program does not compile; a reason follows
 STAGE_ERROR: Final = b"E"  # a layer could not be put on; a reason follows
 
+BOOT_TIME: Final = struct.Struct("<d")  # when, as time.monotonic() counts
 REQUEST: Final = struct.Struct("<QBddQQQI")
 REPLY: Final = struct.Struct("<QiBdddQBQH")
 STAGE_MAX: Final = 512
 
 # Order of the descriptors that travel with a request; the last three only for a pair.
 REQUEST_FDS: Final = ("source", "input", "stdout", "stderr", "result", "test source", "test input", "test log")
-SINGLE_FDS: Final = 5
 
 
 class Request(NamedTuple):

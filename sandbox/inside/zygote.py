@@ -20,6 +20,7 @@ import os
 _register_at_fork = os.register_at_fork
 os.register_at_fork = lambda **hooks: None
 
+import contextlib
 import gc
 import importlib
 import json
@@ -42,6 +43,7 @@ sys.modules["sandbox"] = _package
 from sandbox.inside import boot, kernel, layers, program, seccomp, wire
 
 POLL_SLACK_S = 0.002
+BOOT_S = 10.0  # how long the start of a process may take on a loaded machine; none of it counts as the run's
 NO_PIDFD_POLL_S = 0.001
 
 
@@ -287,17 +289,19 @@ class _Run:
         self.request = request
         self.killed = wire.KILLED_NO
         self.status = 0
-        self.refusal = b""
         self.ended = False
         self.cpu_s = self.system_s = self.wall_s = 0.0
         self.peak_rss_kib = 0
-        self._stages, stage_write = os.pipe()
+        self.stages = b""
+        self._stage_pipe, stage_write = os.pipe()
+        os.set_blocking(self._stage_pipe, False)
+        self._booted = False
         self.started = time.monotonic()
         try:
             self.pid = os.fork()
         except OSError as error:
             self.pid, self.ended = -1, True
-            self.refusal = wire.STAGE_ERROR + f"fork: {error}".encode()
+            self.stages = wire.STAGE_ERROR + f"fork: {error}".encode()
         if self.pid == 0:
             try:
                 boot.become_run(request, fds, stage_write, plan, channel)
@@ -309,7 +313,23 @@ class _Run:
     def left(self) -> tuple[float, float]:
         """Seconds of CPU and of the clock that are left."""
         cpu_clock = (~self.pid << 3) | 2  # the kernel's name for "CPU time of process pid"
-        return self.request.cpu_s - _cpu(cpu_clock), self.request.wall_s - (time.monotonic() - self.started)
+        passed, wall_s = time.monotonic() - self.started, self.request.wall_s
+        if passed >= wall_s and not self._booted:
+            self._read_stages()
+            if not self._booted:
+                return self.request.cpu_s - _cpu(cpu_clock), min(wall_s, BOOT_S - passed)
+            passed = time.monotonic() - self.started
+        return self.request.cpu_s - _cpu(cpu_clock), wall_s - passed
+
+    def _read_stages(self) -> None:
+        """Take in what the run's boot has said so far. The clock of a run starts when its boot is complete."""
+        with contextlib.suppress(BlockingIOError):
+            self.stages += os.read(self._stage_pipe, wire.STAGE_MAX)
+        if not self._booted and self.stages.startswith(wire.STAGE_BOOT):
+            self._booted = True
+            at, end = len(wire.STAGE_BOOT), len(wire.STAGE_BOOT) + wire.BOOT_TIME.size
+            (self.started,) = wire.BOOT_TIME.unpack(self.stages[at:end])
+            self.stages = self.stages[:at] + self.stages[end:]
 
     def kill(self, why: int) -> None:
         """Send SIGKILL, once. The process is our child and not reaped yet, so its number is its own."""
@@ -323,7 +343,9 @@ class _Run:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.ended, self.status = True, status
-                self.wall_s = time.monotonic() - self.started
+                ended = time.monotonic()
+                self._read_stages()
+                self.wall_s = ended - self.started
                 self.cpu_s, self.system_s = usage.ru_utime + usage.ru_stime, usage.ru_stime
                 self.peak_rss_kib = usage.ru_maxrss
                 if os.WIFEXITED(status):
@@ -332,11 +354,10 @@ class _Run:
 
     def reply(self) -> wire.Reply:
         """What there is to say, after the end."""
-        stages = self.refusal or os.read(self._stages, wire.STAGE_MAX)
-        os.close(self._stages)
+        os.close(self._stage_pipe)
         return wire.Reply(
             self.request.run_id, self.status, self.killed, self.cpu_s, self.wall_s, self.system_s, self.peak_rss_kib,
-            int(self.pid > 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, stages,
+            int(self.pid > 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, self.stages,
         )  # fmt: skip
 
 

@@ -132,9 +132,15 @@ def test_references_may_import_packages_that_are_asked_for(problem_file):
     path = problem_file(fine, row("other"))
     made = config(path, "sandbox.packages=[numpy]")
     check_references(load_problems(made, nothing_bad), made)
-    missing = config(path, "sandbox.packages=[no_such_package]")
-    with pytest.raises(InputError, match=r"sandbox\.packages: got .*no_such_package"):
-        check_references(load_problems(missing, nothing_bad), missing)
+
+
+@pytest.mark.parametrize("name, says", [("no_such_package", "installed"), ("package_that_fails", "RuntimeError: no")])
+def test_packages_that_cells_cannot_have(problem_file, tmp_path, monkeypatch, name, says):
+    (tmp_path / "package_that_fails.py").write_text("raise RuntimeError('no')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = config(problem_file(row("a"), row("b")), f"sandbox.packages=[{name}]")
+    with pytest.raises(InputError, match=rf"sandbox\.packages: got .*{name}.*{says}"):
+        check_references(load_problems(made, nothing_bad), made)
 
 
 @pytest.mark.parametrize(

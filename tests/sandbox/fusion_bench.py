@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from test_pool import descendants, wait_gone
+from sandbox_bench import wait_gone
 
 from sandbox import (
     Limits,
@@ -21,6 +21,7 @@ from sandbox import (
     Submission,
     SuiteResult,
 )
+from sandbox.bench import processes_below
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-for-tests"
@@ -43,7 +44,7 @@ def start(*arguments: str, token: str | None = None) -> tuple[subprocess.Popen[s
 
 
 def stop(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> int:
-    below = descendants(process.pid)
+    below = processes_below(process.pid)
     process.send_signal(how)
     status = process.wait(10)
     assert not wait_gone(below, 1)

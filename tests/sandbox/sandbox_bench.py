@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import contextlib
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sandbox import (
     CallCase,
     CaseResult,
     Limits,
-    LocalPool,
     RunOutput,
     StdioCase,
     Submission,
     SuiteResult,
 )
+from sandbox.bench import SyncPool
 from sandbox.cell import Cell
 
 QUICK = Limits(cpu_s=1.0, wall_s=2.0, memory_mb=256)
 
 
 class Bench:
-    """Synchronous access to a LocalPool that lives in its own thread."""
+    """A pool in a thread of its own, with the shapes of runs that tests are made of."""
 
     made: ClassVar[int] = 0
 
     def __init__(self, slots: int = 1, **options: Any) -> None:
         Bench.made += 1
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        self.pool: LocalPool = self.call(self._make(slots, options))
+        self._sync = SyncPool(slots, **options)
+        self.pool, self.close = self._sync.pool, self._sync.close
+
+    def call(self, work: Any, timeout: float = 60) -> Any:
+        return self._sync.call(work, timeout)
 
     @property
     def cell(self) -> Cell | None:
         """The cell of the first slot, as it is now."""
         return self.pool._slots[0].cell
-
-    async def _make(self, slots: int, options: dict[str, Any]) -> LocalPool:
-        pool = LocalPool(slots, **options)
-        await pool.start()
-        return pool
-
-    def call(self, work: Any, timeout: float = 60) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
 
     def judge(self, source: str, *cases: Any, **fields: Any) -> SuiteResult:
         fields.setdefault("limits", QUICK)
@@ -60,8 +54,21 @@ class Bench:
         limits = fields.pop("limits", QUICK)
         return self.call(self.pool.run_stdin(source, [fields.pop("stdin", "")], limits))[0]
 
-    def close(self) -> None:
-        self.call(self.pool.aclose())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
+
+def open_fds(pid: int) -> int:
+    """How many descriptors a process holds."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def wait_gone(pids: set[int], seconds: float) -> set[int]:
+    """Those of `pids` that are still alive after at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = set()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    alive.add(pid)
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -77,6 +78,21 @@ def test_everything_a_program_is_judged_by_is_in_the_key() -> None:
     ]
     keys = [submission_key(submission) for submission in [base, *others]]
     assert len(set(keys)) == len(keys)
+
+
+def test_long_sources_are_not_parsed() -> None:
+    started = time.process_time()
+    long = "x = f'" + "{1}" * 80_000 + "'\n"
+    assert program_key(long) != program_key(long + "#")
+    assert time.process_time() - started < 0.5
+
+
+def test_texts_that_json_cannot_carry_have_a_key() -> None:
+    keys = [
+        submission_key(Submission(source="", cases=[StdioCase(stdin=text, expected=expected)]))
+        for text, expected in (("\ud800", "a"), ("\ud801", "a"), ("\ud800", "b"), ("\ud800", "\udfff"))
+    ]
+    assert len(set(keys)) == 4
 
 
 def test_results_are_those_of_the_pool_and_run_once() -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_bench import QUICK, Bench
-from test_pool import ROOT, descendants, open_fds, suite, wait_gone
+from sandbox_bench import QUICK, Bench, open_fds, wait_gone
+from test_pool import ROOT, suite
 
 from sandbox import (
     AssertCase,
@@ -31,6 +31,7 @@ from sandbox import (
     SuiteResult,
     Verdict,
 )
+from sandbox.bench import processes_below
 from sandbox.cell import Cell
 
 SLEEPER = suite("import time\ntime.sleep(60)").model_copy(update={"limits": QUICK.model_copy(update={"wall_s": 50.0})})
@@ -228,10 +229,11 @@ async def during_a_run(pool: LocalPool) -> tuple[list[int], asyncio.Task[SuiteRe
     judged = asyncio.ensure_future(pool.judge(suite(source).model_copy(update={"limits": MOMENT})))
     cell = pool._slots[0].cell
     assert cell is not None
-    idle = len(descendants(cell.zygote_pid)) + 1
-    while len(descendants(cell.zygote_pid)) < idle:
+    idle = len(processes_below(cell.zygote_pid)) + 1
+    while len(processes_below(cell.zygote_pid)) < idle:
         await asyncio.sleep(0.01)
-    return [cell.zygote_pid, *sorted(descendants(cell.zygote_pid))], judged
+    await asyncio.sleep(0.1)  # its program is at work, not its boot
+    return [cell.zygote_pid, *sorted(processes_below(cell.zygote_pid))], judged
 
 
 @pytest.mark.slow
@@ -304,14 +306,14 @@ def test_a_thousand_sleepers_do_not_starve_the_others() -> None:
 
     try:
         memory, started = rss_mib(), time.monotonic()
-        most = len(descendants(os.getpid()))
+        most = len(processes_below(os.getpid()))
         verdicts = bench.call(scenario(), timeout=120)
         ended = time.monotonic()
         assert [verdict is Verdict.ACCEPTED for verdict in verdicts] == [number % 10 == 0 for number in range(1100)]
         assert set(verdicts) == {Verdict.ACCEPTED, Verdict.TIME_LIMIT}
         assert sum(at < (started + ended) / 2 for at in finished) > 30  # about half of the 110
         assert rss_mib() - memory < 64
-        assert len(descendants(os.getpid())) <= most + 2 * 6
+        assert len(processes_below(os.getpid())) <= most + 2 * 6
     finally:
         bench.close()
 
@@ -328,10 +330,10 @@ def test_closing_ends_a_thousand_waiting_calls() -> None:
         assert time.monotonic() - started < 2
         assert all(isinstance(result, PoolClosedError) for result in results)
 
-    before, fds = descendants(os.getpid()), open_fds(os.getpid())
+    before, fds = processes_below(os.getpid()), open_fds(os.getpid())
     asyncio.run(scenario(2000))
     asyncio.run(scenario(5))
-    assert descendants(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.005, 0.02, 0.05, 0.1])
@@ -344,19 +346,19 @@ def test_closing_while_a_cell_comes_up(pause: float) -> None:
         work = [asyncio.ensure_future(pool.judge(SLEEPER)) for _ in range(4)]
         await asyncio.sleep(pause)
         await asyncio.gather(pool.aclose(), pool.aclose())
-        assert descendants(os.getpid()) <= before and open_fds(os.getpid()) <= fds + 4  # the event loop's own
+        assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) <= fds + 4  # the event loop's own
         results = await asyncio.gather(*work, return_exceptions=True)
         assert all(isinstance(result, PoolClosedError) for result in results), results
 
-    before, fds = descendants(os.getpid()), open_fds(os.getpid())
+    before, fds = processes_below(os.getpid()), open_fds(os.getpid())
     asyncio.run(scenario())
-    assert descendants(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_cancelled_callers_free_everything(count: int) -> None:
     rng = random.Random(7)
-    before, fds = descendants(os.getpid()), open_fds(os.getpid())
+    before, fds = processes_below(os.getpid()), open_fds(os.getpid())
     work = [
         suite(),
         suite("while True: pass"),
@@ -380,11 +382,11 @@ def test_cancelled_callers_free_everything(count: int) -> None:
             assert {result.verdict for result in results} == {Verdict.ACCEPTED}
             assert pool.stats().sandbox_errors == 0
             cells = [slot.cell for slot in pool._slots if isinstance(slot.cell, Cell)]
-            mine = set().union(*({cell.zygote_pid, *descendants(cell.zygote_pid)} for cell in cells))
-            assert descendants(os.getpid()) - before <= mine
+            mine = set().union(*({cell.zygote_pid, *processes_below(cell.zygote_pid)} for cell in cells))
+            assert processes_below(os.getpid()) - before <= mine
 
     asyncio.run(scenario())
-    assert descendants(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
 
 
 def test_a_case_that_cannot_be_sent(best: Bench) -> None:

@@ -15,7 +15,6 @@ import aiohttp
 import pytest
 from fusion_bench import TOKEN, judged, simple, start, stop, until
 from sandbox_bench import Bench
-from test_pool import descendants
 
 from sandbox import (
     Limits,
@@ -24,6 +23,7 @@ from sandbox import (
     Verdict,
 )
 from sandbox.__main__ import main
+from sandbox.bench import processes_below
 
 
 def post(url: str, body: Any, token: str | None = None, timeout: float = 20) -> tuple[int, Any, dict[str, str]]:
@@ -157,13 +157,13 @@ def test_token(best: Bench, tmp_path: Path) -> None:
 def test_a_full_queue_is_refused_and_runs_of_lost_clients_end() -> None:
     process, url = start("--slots", "1", "--queue", "1")
     try:
-        below = descendants(process.pid)
+        below = processes_below(process.pid)
         sleeper = {"code": "import time\ntime.sleep(30)", "language": "python", "run_timeout": 40}
 
         async def scenario() -> None:
             async with aiohttp.ClientSession() as session:
                 runs = [asyncio.ensure_future(session.post(f"{url}/run_code", json=sleeper)) for _ in range(2)]
-                await until(lambda: descendants(process.pid) > below)
+                await until(lambda: processes_below(process.pid) > below)
                 await asyncio.sleep(0.2)
                 async with session.post(f"{url}/run_code", json=sleeper) as refused:
                     assert refused.status == 503 and int(refused.headers["Retry-After"]) >= 1
@@ -177,7 +177,7 @@ def test_a_full_queue_is_refused_and_runs_of_lost_clients_end() -> None:
                 assert time.monotonic() - started < 5
 
         asyncio.run(scenario())
-        assert len(descendants(process.pid)) <= len(below)
+        assert len(processes_below(process.pid)) <= len(below)
     finally:
         assert stop(process) == 0
 
@@ -186,14 +186,14 @@ def test_a_full_queue_is_refused_and_runs_of_lost_clients_end() -> None:
 @pytest.mark.slow
 def test_the_end_of_the_server_ends_everything(how: signal.Signals) -> None:
     process, url = start("--slots", "2")
-    below = descendants(process.pid)
+    below = processes_below(process.pid)
 
     async def scenario() -> tuple[Any, int, float]:
         limits = Limits(cpu_s=20, wall_s=30)
         async with SandboxFusionBackend(url, attempts=2, backoff_s=0.01) as backend:
             submission = simple("import time\ntime.sleep(30)").model_copy(update={"limits": limits})
             work = [asyncio.ensure_future(backend.judge(submission)) for _ in range(3)]
-            await until(lambda: descendants(process.pid) > below)
+            await until(lambda: processes_below(process.pid) > below)
             started = time.monotonic()
             status = await asyncio.to_thread(stop, process, how)
             return await asyncio.gather(*work), status, time.monotonic() - started

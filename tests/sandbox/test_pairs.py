@@ -8,8 +8,7 @@ import os
 from typing import Any
 
 import pytest
-from sandbox_bench import QUICK, Bench
-from test_pool import descendants, open_fds
+from sandbox_bench import QUICK, Bench, open_fds
 
 from sandbox import (
     AssertCase,
@@ -22,6 +21,7 @@ from sandbox import (
     Submission,
     Verdict,
 )
+from sandbox.bench import processes_below
 
 TEST = """
 def check(candidate):
@@ -171,7 +171,7 @@ def test_no_process_and_no_descriptor_is_left(bench: Bench) -> None:
     assert cell is not None
 
     def count() -> tuple[int, int]:
-        below = descendants(cell.zygote_pid)
+        below = processes_below(cell.zygote_pid)
         return len(below), open_fds(os.getpid()) + sum(map(open_fds, below))
 
     judge(bench, "def f(x): return 2 * x", "assert f(1) == 2")

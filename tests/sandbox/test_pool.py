@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from attacks import covers
-from sandbox_bench import QUICK, Bench
+from sandbox_bench import QUICK, Bench, open_fds, wait_gone
 
 from sandbox import (
     CallCase,
@@ -27,46 +26,10 @@ from sandbox import (
     UnserializableError,
     Verdict,
 )
+from sandbox.bench import processes_below
 from sandbox.isolation import UNSAFE_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def descendants(pid: int) -> set[int]:
-    """Every living process below `pid`."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    parents[int(entry.name)] = int(fields[1])
-    found: set[int] = set()
-    grew = True
-    while grew:
-        more = {child for child, parent in parents.items() if parent == pid or parent in found} - found
-        grew = bool(more)
-        found |= more
-    return found
-
-
-def open_fds(pid: int) -> int:
-    """How many descriptors a process holds."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def wait_gone(pids: set[int], seconds: float) -> set[int]:
-    """Those of `pids` that are still alive after at most `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        alive = set()
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    alive.add(pid)
-        if not alive or time.monotonic() > deadline:
-            return alive
-        time.sleep(0.02)
 
 
 def suite(source: str = "print('ok')", **fields: Any) -> Submission:
@@ -77,7 +40,7 @@ def suite(source: str = "print('ok')", **fields: Any) -> Submission:
 @covers(94)
 def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
     before = bench.pool.stats()
-    ours = descendants(os.getpid())
+    ours = processes_below(os.getpid())
     slow = suite("import time\ntime.sleep(0.4)\nprint('ok')")
 
     async def scenario() -> Any:
@@ -85,7 +48,7 @@ def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
         await asyncio.sleep(0.15)
         cell = bench.pool._slots[0].cell
         assert cell is not None
-        running = descendants(cell.zygote_pid) | {cell.zygote_pid}
+        running = processes_below(cell.zygote_pid) | {cell.zygote_pid}
         os.kill(max(running - {max(running)}), signal.SIGKILL)  # the zygote: the youngest but one
         return running, await judged
 
@@ -95,7 +58,7 @@ def test_zygote_killed_during_a_run_is_retried(bench: Bench) -> None:
     after = bench.pool.stats()
     assert after.retries == before.retries + 1 and after.sandbox_errors == before.sandbox_errors
     assert not wait_gone(running, 2)
-    assert len(descendants(os.getpid())) == len(ours)
+    assert len(processes_below(os.getpid())) == len(ours)
 
 
 def test_a_cell_that_never_works_is_a_sandbox_error() -> None:
@@ -162,7 +125,7 @@ def check_that_everything_dies(level: int, how: signal.Signals, disabled: list[s
         try:
             assert process.stdout is not None and process.stdout.readline() == b"running\n"
             deadline = time.monotonic() + 20
-            while len(below := descendants(process.pid)) < 4 and time.monotonic() < deadline:
+            while len(below := processes_below(process.pid)) < 4 and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert len(below) >= 4
             process.send_signal(how)
@@ -173,19 +136,19 @@ def check_that_everything_dies(level: int, how: signal.Signals, disabled: list[s
 
 def test_aclose_leaves_no_process_and_no_descriptor() -> None:
     fds = open_fds(os.getpid())
-    before = descendants(os.getpid())
+    before = processes_below(os.getpid())
 
     async def scenario() -> set[int]:
         async with LocalPool(2) as pool:
             assert (await pool.judge(suite())).verdict is Verdict.ACCEPTED
             await asyncio.gather(*(pool.judge(suite()) for _ in range(8)))
-            mine = descendants(os.getpid()) - before
+            mine = processes_below(os.getpid()) - before
             assert len(mine) >= 2
         return mine
 
     mine = asyncio.run(scenario())
     assert not wait_gone(mine, 0.5)
-    assert descendants(os.getpid()) <= before
+    assert processes_below(os.getpid()) <= before
     assert open_fds(os.getpid()) == fds
 
 
@@ -271,7 +234,7 @@ def test_a_thousand_waiting_sleepers_stop_nobody_else() -> None:
         assert time.monotonic() - started < 5
         cell = sleepers.cell
         assert cell is not None
-        running = descendants(cell.zygote_pid)
+        running = processes_below(cell.zygote_pid)
         started = time.monotonic()
         assert all(isinstance(result, PoolClosedError) for result in sleepers.call(end(work)))
         assert time.monotonic() - started < 5
@@ -301,11 +264,11 @@ def test_a_cell_stays_small() -> None:
         assert cell is not None
 
         def fds() -> int:
-            pids = descendants(cell.zygote_pid) | {cell.zygote_pid}
+            pids = processes_below(cell.zygote_pid) | {cell.zygote_pid}
             return sum(open_fds(pid) for pid in pids)
 
         def resident() -> int:
-            pids = descendants(cell.zygote_pid) | {cell.zygote_pid}
+            pids = processes_below(cell.zygote_pid) | {cell.zygote_pid}
             return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * 4096
 
         bench.script("print('ok')")
@@ -438,7 +401,7 @@ def test_stopped_zygote_meets_the_deadline(monkeypatch: pytest.MonkeyPatch) -> N
     async def scenario() -> Any:
         cell = bench.pool._slots[0].cell
         assert cell is not None
-        ours = descendants(cell.zygote_pid) | {cell.zygote_pid}
+        ours = processes_below(cell.zygote_pid) | {cell.zygote_pid}
         for pid in ours:
             os.kill(pid, signal.SIGSTOP)
         submission = suite().model_copy(update={"limits": Limits(cpu_s=0.2, wall_s=0.3)})
@@ -461,7 +424,7 @@ def test_an_idle_cell_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
         assert cell is not None
         time.sleep(0.5)
         assert bench.pool._slots[0].cell is cell  # a healthy one stays
-        stopped = descendants(cell.zygote_pid) | {cell.zygote_pid}
+        stopped = processes_below(cell.zygote_pid) | {cell.zygote_pid}
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         assert not wait_gone(stopped, 8)
@@ -528,3 +491,13 @@ def test_cells_of_one_process_have_users_of_their_own() -> None:
     given = [_scratch_id() for _ in range(100)]
     assert len(set(given)) == 100
     assert all(FIRST_SCRATCH_ID <= one < FIRST_SCRATCH_ID + SCRATCH_IDS for one in given)
+
+
+def test_the_clock_of_a_run_starts_with_its_program(best: Bench) -> None:
+    """However long the start of its process takes, a program gets its whole time."""
+    before = best.pool.stats().retries
+    for wall_s in (0.0002, 0.001, 0.005):
+        limits = Limits(cpu_s=1, wall_s=wall_s)
+        asleep = [best.script("import time\ntime.sleep(1)", limits=limits) for _ in range(5)]
+        assert {result.verdict for result in asleep} == {Verdict.TIME_LIMIT}
+    assert best.pool.stats().retries == before
