@@ -255,12 +255,15 @@ class Cell:
             layers["lookout"] = f"unavailable: {missing}"
         else:
             layers["lookout"] = "enforced"
-            self._lookout = Lookout(self.zygote_pid, guarded=options.level == BEST_LEVEL)
+            counts_threads = not layers["threads"].startswith("enforced")
+            if counts_threads:
+                layers["threads"] = "enforced: by the lookout, for runs share the caller's user"
+            self._lookout = Lookout(self.zygote_pid, options.level == BEST_LEVEL, counts_threads)
 
     def _look(self, spec: RunSpec, outputs: Sequence[int]) -> None:
         """Look at the run in work, and again after a while."""
         if self._lookout is not None:
-            self._lookout.look(spec.memory_bytes, spec.output_bytes, outputs)
+            self._lookout.look(spec.memory_bytes, spec.output_bytes, spec.threads, outputs)
             self._next_look = asyncio.get_running_loop().call_later(INTERVAL_S, self._look, spec, outputs)
 
     async def run(self, spec: RunSpec) -> RawRun:

@@ -1,7 +1,7 @@
-"""A second count of what a run takes, from outside the cell: resident memory, and the size of its output files.
+"""A second count of what a run takes, from outside the cell: resident memory, the size of its output files, threads.
 
-The kernel's limits come first and are exact. This count holds where one of them does not: it looks every few
-milliseconds and kills what has taken more than it was given. Runs that are over before the first look cost nothing.
+The kernel's limits come first and are exact. This count holds where one of them does not, as the limit of threads where
+runs share the caller's user: it looks every few milliseconds and kills what has taken more than it was given. Runs that are over before the first look cost nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Lookout:
-    """Looks at the runs of one zygote. `guarded`: the process that was started is the zygote's parent, not itself."""
+    """Looks at the runs of one zygote.
 
-    def __init__(self, started_pid: int, guarded: bool) -> None:
+    guarded: the process that was started is the zygote's parent, not itself. counts_threads: the kernel does not.
+    """
+
+    def __init__(self, started_pid: int, guarded: bool, counts_threads: bool) -> None:
+        self._counts_threads = counts_threads
         self._started_pid = started_pid
         self._zygote_pid = 0 if guarded else started_pid
 
@@ -34,12 +38,13 @@ class Lookout:
             return "the kernel does not list the children of a process"
         return None
 
-    def look(self, memory_bytes: int, output_bytes: int, outputs: Sequence[int]) -> bool:
-        """Kill the runs of the zygote when one holds more memory, or an output is longer, than allowed."""
+    def look(self, memory_bytes: int, output_bytes: int, threads: int, outputs: Sequence[int]) -> bool:
+        """Kill the runs of the zygote when one holds more memory or threads, or an output is longer, than allowed."""
         runs = self._runs()
         held = max(map(_resident, runs), default=0)
         longest = max((os.fstat(fd).st_size for fd in outputs), default=0)
-        if held <= memory_bytes + MEMORY_SLACK and longest <= output_bytes:
+        most = max(map(_threads, runs), default=0) if self._counts_threads else 0
+        if held <= memory_bytes + MEMORY_SLACK and longest <= output_bytes and most <= threads + 1:
             return False
         for pid in runs:
             self._kill(pid)
@@ -71,5 +76,12 @@ def _children(pid: int) -> list[int]:
 def _resident(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except OSError:
+        return 0
+
+
+def _threads(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[17])
     except OSError:
         return 0

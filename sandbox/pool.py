@@ -44,7 +44,7 @@ from sandbox.verdicts import Verdict
 
 log = logging.getLogger("sandbox")
 
-RETRIES: Final = 2
+RETRY_PAUSES_S: Final = (0.05, 0.3)  # what starved a run may be another run, which is ended meanwhile
 RECYCLE_AFTER_RUNS: Final = 5000
 RECYCLE_AFTER_KIB: Final = 32 * 1024
 WATCHDOG_S: Final = 30.0
@@ -388,8 +388,9 @@ class LocalPool:
     async def _run(self, spec: RunSpec, made: Callable[[RawRun], _Made], failed: Callable[[str], _Made]) -> _Made:
         """One run on some cell; a run that the infrastructure loses is repeated on a fresh one."""
         reason = ""
-        for attempt in range(1 + RETRIES):
-            self._stats.retries += attempt > 0
+        for attempt, pause in enumerate((0.0, *RETRY_PAUSES_S), 1):
+            self._stats.retries += attempt > 1
+            await asyncio.sleep(pause)
             slot = await self._free.get()
             try:
                 if self._closed:
@@ -406,7 +407,7 @@ class LocalPool:
             except CellError as error:
                 reason = str(error)
                 await slot.drop()
-                log.warning("a run was lost (attempt %d): %s", attempt + 1, reason)
+                log.warning("a run was lost (attempt %d): %s", attempt, reason)
             except asyncio.CancelledError:
                 await slot.drop()
                 raise

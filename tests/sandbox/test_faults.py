@@ -220,6 +220,50 @@ def test_a_fork_is_refused() -> None:
         assert (retries, again) == (2, "accepted")
 
 
+THREADS_OF_ALL = """
+import asyncio, collections, json, logging, os, resource, sys
+from sandbox import *
+logging.disable()
+OK = Submission(source="print('ok')", cases=[StdioCase(stdin="", expected="ok")])
+BOMB = [
+    "import threading, time",
+    "threading.stack_size(32768)",
+    "while True:",
+    "    try: threading.Thread(target=time.sleep, args=(9,)).start()",
+    "    except RuntimeError: pass",
+]
+BOMB = OK.model_copy(update={"source": chr(10).join(BOMB), "limits": Limits(cpu_s=1, wall_s=2)})
+async def main():
+    if os.getuid() == 0:
+        os.setgroups([]); os.setresgid(62998, 62998, 62998); os.setresuid(62998, 62998, 62998)
+        sys.executable = sys.argv[1]
+    resource.setrlimit(resource.RLIMIT_NPROC, (200, 200))
+    async with LocalPool(2, level=int(sys.argv[2])) as pool:
+        async def honest():
+            verdicts = collections.Counter()
+            while not bombs.done():
+                verdicts[str((await pool.judge(OK)).verdict)] += 1
+            return verdicts
+        async def attack():
+            return [await pool.judge(BOMB) for _ in range(5)]
+        bombs = asyncio.ensure_future(attack())
+        verdicts = await honest()
+        seen = collections.Counter(str(result.verdict) for result in bombs.result())
+    print(json.dumps([pool.isolation.layers["threads"], verdicts, seen]))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [1, 2])
+def test_no_program_takes_all_threads_of_an_account(level: int) -> None:
+    """Where runs share the caller's user, the kernel has one limit for all of them: the lookout counts each one's."""
+    layer, honest, bombs = script(THREADS_OF_ALL, python_for_others(), str(level))
+    assert layer.startswith("enforced: by the lookout")
+    assert set(honest) == {"accepted"} and honest["accepted"] > 5
+    assert set(bombs) == {"runtime_error"}
+
+
 # --- parts that are killed or stopped ---
 
 
