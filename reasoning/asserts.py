@@ -163,6 +163,8 @@ def _case(
         view = ast.unparse(call.func)
         # The answer itself is asked for, and compared the way in which the test looks at it.
         if type(expected) in _VIEWS.get(view, ()):
+            if view == "sorted" and sorted(expected) != expected:
+                raise _NotConverted  # no answer is right
             viewed = call.args[0]
             made = UnorderedValue(bool_is_int=True, ignore_repeats=view != "sorted")
     if any(isinstance(node, _JUDGES) for node in ast.walk(call)):

@@ -20,7 +20,7 @@ _FLOAT: Final = re.compile(
 _DECIMAL: Final = re.compile(rb"([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,5}))?")
 # Pairing unordered items that are only nearly equal is quadratic; more leftovers than this are unequal.
 MAX_UNPAIRED: Final = 2000
-MAX_MATCHES: Final = 100_000
+MAX_LOOKS: Final = 200_000
 MAX_CHECKER_BYTES: Final = 256 * 1024
 
 
@@ -215,9 +215,12 @@ def _plain_int(token: bytes) -> bytes:
 
 
 class Rules:
-    """How two values are compared, all the way down."""
+    """How two values are compared, all the way down; made anew for every comparison.
 
-    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "rel_tol")
+    `searching`: items are being tried against each other in vain perhaps, so that every look at two values counts.
+    """
+
+    __slots__ = ("abs_tol", "any_sequence", "bool_is_int", "close_ints", "looks_left", "rel_tol", "searching")
 
     def __init__(self, any_sequence: bool, bool_is_int: bool, rel_tol: float, abs_tol: float, close_ints: bool) -> None:
         self.any_sequence = any_sequence
@@ -225,11 +228,20 @@ class Rules:
         self.rel_tol = rel_tol
         self.abs_tol = abs_tol
         self.close_ints = close_ints
+        self.searching = False
+        self.looks_left = MAX_LOOKS
+
+    def look(self, weight: int = 1) -> bool:
+        """Whether there is effort left for another look."""
+        self.looks_left -= weight if self.searching else 0
+        return self.looks_left >= 0
 
 
 def values_match(returned: Any, expected: Any, rules: Rules) -> bool:
     """Whether two values of exact builtin types are the same under `rules`."""
     ours, theirs = type(returned), type(expected)
+    if rules.searching and not rules.look(1 + (len(expected) >> 12 if theirs in (str, bytes) else 0)):
+        return False
     if ours is bool or theirs is bool:
         if ours is theirs:
             return bool(returned == expected)
@@ -287,6 +299,8 @@ def _sets_match(returned: Any, expected: Any, rules: Rules) -> bool:
 
 
 def _dicts_match(returned: dict[Any, Any], expected: dict[Any, Any], rules: Rules) -> bool:
+    if not rules.look(len(returned)):
+        return False
     left: list[Any] = []
     own_keys = {_frozen(key): key for key in returned}
     for key, value in expected.items():
@@ -298,7 +312,9 @@ def _dicts_match(returned: dict[Any, Any], expected: dict[Any, Any], rules: Rule
     rest = list(own_keys.values())
     if len(left) != len(rest) or len(left) > MAX_UNPAIRED:
         return False
-    return _paired(rest, left, lambda a, b: values_match(a, b, rules) and values_match(returned[a], expected[b], rules))
+    return _paired(
+        rest, left, lambda a, b: values_match(a, b, rules) and values_match(returned[a], expected[b], rules), rules
+    )
 
 
 _ABSENT: Final = object()
@@ -306,7 +322,7 @@ _ABSENT: Final = object()
 
 def _same_items(returned: list[Any], expected: list[Any], rules: Rules) -> bool:
     """Whether the two lists pair up, in any order."""
-    if len(returned) != len(expected):
+    if len(returned) != len(expected) or not rules.look(len(returned)):
         return False
     # Identical items pair off by a key; what is left may still be equal under the rules (floats, 1 and 1.0).
     counts: dict[Any, list[Any]] = {}
@@ -322,33 +338,29 @@ def _same_items(returned: list[Any], expected: list[Any], rules: Rules) -> bool:
     rest = [item for same in counts.values() for item in same]
     if len(left) > MAX_UNPAIRED:
         return False
-    return _paired(rest, left, lambda a, b: values_match(a, b, rules))
+    return _paired(rest, left, lambda a, b: values_match(a, b, rules), rules)
 
 
-def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any], bool]) -> bool:
+def _paired(returned: list[Any], expected: list[Any], match: Callable[[Any, Any], bool], rules: Rules) -> bool:
     """Whether every expected item finds one of its own. Both are sorted first, so that near values meet early.
 
-    Answers made to be compared in vain are unequal after MAX_MATCHES parts of theirs.
+    Answers made to be compared in vain are unequal after MAX_LOOKS at parts of theirs.
     """
-    remaining, tries = sorted(returned, key=_place), 0
-    for item in sorted(expected, key=_place):
-        for position, other in enumerate(remaining):
-            tries += _weight(item)
-            if tries > MAX_MATCHES:
+    outer, rules.searching = rules.searching, True
+    try:
+        remaining = sorted(returned, key=_place)
+        for item in sorted(expected, key=_place):
+            for position, other in enumerate(remaining):
+                if rules.looks_left < 0:
+                    return False
+                if match(other, item):
+                    remaining.pop(position)
+                    break
+            else:
                 return False
-            if match(other, item):
-                remaining.pop(position)
-                break
-        else:
-            return False
-    return not remaining
-
-
-def _weight(value: Any) -> int:
-    """Roughly how much there is to compare."""
-    if type(value) in (list, tuple, set, frozenset, dict):
-        return 1 + len(value)
-    return 1
+        return not remaining
+    finally:
+        rules.searching = outer
 
 
 def _place(value: Any) -> tuple[Any, ...]:

@@ -29,8 +29,9 @@ log = logging.getLogger("sandbox")
 
 PING_TIMEOUT_S: Final = 10.0
 BACKOFF_MAX_S: Final = 10.0
-PROBE_LIMITS: Final = Limits(cpu_s=5.0, wall_s=5.0)
+PROBE_LIMITS: Final = Limits(cpu_s=5.0, wall_s=5.0, output_bytes=4 * fusion.KEPT_BYTES)
 PROBE_PRINTED: Final = 4 * fusion.PIPE_BYTES
+PROBE_FLOOD: Final = 2 * fusion.KEPT_BYTES
 # A byte of output is six in JSON at worst; stderr is not limited by anything that is asked for.
 ANSWER_BYTES_PER_OUTPUT: Final = 6
 ANSWER_FLOOR_BYTES: Final = 16 * 1024 * 1024
@@ -97,7 +98,7 @@ class SandboxFusionBackend:
         self._closing = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
         self._started = False
-        self._intact_bytes = fusion.KEPT_BYTES
+        self._intact_bytes: int | None = fusion.KEPT_BYTES  # None: all that is asked for
 
     @property
     def isolation(self) -> IsolationReport:
@@ -163,7 +164,8 @@ class SandboxFusionBackend:
             answer = await self._answer(made)
         except _LostError as error:
             return Judged(CaseResult(verdict=Verdict.SANDBOX_ERROR, detail=f"{self.url}: {error}"), False)
-        return fusion.judged(made, answer, self._intact_bytes)
+        intact_bytes = made.output_room if self._intact_bytes is None else self._intact_bytes
+        return fusion.judged(made, answer, intact_bytes)
 
     async def _answer(self, made: fusion.Question) -> fusion.Answer:
         """The server's answer to one run, after as many attempts as it takes. Raises _LostError."""
@@ -236,9 +238,11 @@ class SandboxFusionBackend:
             raise RemoteSandboxError(self.url, f"{fusion.PING_PATH} did not answer pong; is this a server?", status)
 
     async def _probe(self) -> None:
-        """Learn whether the server runs our programs, and whether it delivers more output than a pipe holds."""
+        """Learn whether the server runs our programs, and how much output it delivers: a pipe, a MiB, or all."""
         found = await self._probe_case(PROBE_PRINTED)
         if found.verdict is Verdict.ACCEPTED:
+            if (await self._probe_case(PROBE_FLOOD)).verdict is Verdict.ACCEPTED:
+                self._intact_bytes = None
             return
         self._intact_bytes = fusion.PIPE_BYTES
         found = await self._probe_case(0)

@@ -157,7 +157,8 @@ def outcome(raw: RawRun, spec: RunSpec) -> Outcome:
     if reply.cpu_s > spec.cpu_s + CPU_SLACK_S:  # it ended between two looks, with more than it was given
         return Outcome(Verdict.TIME_LIMIT, True, f"more than {spec.cpu_s:g} s of CPU time")
     failed = status != 0
-    near_limit = reply.peak_rss_kib * 1024 >= MEMORY_DEATH_SHARE * spec.memory_bytes
+    own_kib = reply.peak_rss_kib - reply.zygote_rss_kib  # it began with the zygote's memory
+    near_limit = own_kib * 1024 >= MEMORY_DEATH_SHARE * spec.memory_bytes
     if failed and (near_limit or is_memory_error(last_line)):
         return Outcome(Verdict.MEMORY_LIMIT, True, last_line or _ending(reply))
     sizes = (len(raw.stdout), raw.stderr_size, len(raw.result))

@@ -1,7 +1,8 @@
 """A second count of what a run takes, from outside the cell: resident memory, the size of its output files, threads.
 
 The kernel's limits come first and are exact. This count holds where one of them does not, as the limit of threads where
-runs share the caller's user: it looks every few milliseconds and kills what has taken more than it was given. Runs that are over before the first look cost nothing.
+runs share the caller's user: it looks every few milliseconds and kills what has taken more than it was given. Runs that
+are over before the first look cost nothing.
 """
 
 from __future__ import annotations

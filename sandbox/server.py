@@ -105,7 +105,7 @@ _LEGAL: Final = {
 }
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A request that gets an error as its answer."""
 
     def __init__(self, status: int, detail: str, field: str | None = None) -> None:
@@ -115,13 +115,13 @@ class _RefusedError(Exception):
 
 
 def run_request(body: bytes) -> tuple[RunRequest, Limits]:
-    """The request in a body and the limits that it asks for. Raises _RefusedError."""
+    """The request in a body and the limits that it asks for. Raises RefusedError."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _RefusedError(400, f"body: {_short(body)} is not JSON: {str(error)[:100]}", "body") from None
+        raise RefusedError(400, f"body: {_short(body)} is not JSON: {str(error)[:100]}", "body") from None
     if not isinstance(data, dict):
-        raise _RefusedError(422, f'body: {_short(data)} is not an object, e.g. {{"code": ..., "language": "python"}}')
+        raise RefusedError(422, f'body: {_short(data)} is not an object, e.g. {{"code": ..., "language": "python"}}')
     try:
         request = RunRequest.model_validate(data)
     except ValidationError as error:
@@ -129,21 +129,25 @@ def run_request(body: bytes) -> tuple[RunRequest, Limits]:
         raise _bad_field(str(first["loc"][0]), data, first["msg"]) from None
     size = len(source_bytes(request.code))
     if size > MAX_SOURCE_BYTES:
-        raise _RefusedError(422, f"code: {size} bytes; at most {MAX_SOURCE_BYTES} are allowed", "code")
+        raise RefusedError(422, f"code: {size} bytes; at most {MAX_SOURCE_BYTES} are allowed", "code")
     try:
         return request, request.limits()
     except ValidationError as error:
         raise _bad_field("memory_limit_MB", data, error.errors(include_url=False)[0]["msg"]) from None
 
 
-def _bad_field(field: str, data: dict[str, Any], message: str) -> _RefusedError:
+def _bad_field(field: str, data: dict[str, Any], message: str) -> RefusedError:
     value = _short(data[field]) if field in data else "missing"
-    return _RefusedError(422, f"{field}: {value}: {message}; a legal value: {_LEGAL.get(field, 'none')}", field)
+    return RefusedError(422, f"{field}: {value}: {message}; a legal value: {_LEGAL.get(field, 'none')}", field)
 
 
 def _short(value: object) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else json.dumps(value)
-    return repr(text[:80]) if isinstance(value, bytes) else text[:80]
+    if isinstance(value, bytes):
+        return repr(value.decode("utf-8", "replace")[:80])
+    try:
+        return json.dumps(value)[:80]
+    except RecursionError:
+        return "a value nested too deep"
 
 
 def response_for(output: RunOutput) -> dict[str, Any]:
@@ -201,7 +205,7 @@ class Service:
         try:
             self._check_token(request)
             return await handler(request)
-        except _RefusedError as error:
+        except RefusedError as error:
             named = {"field": error.field} if error.field else {}
             retry = _RETRY if error.status == 503 else {}
             return web.json_response({"detail": str(error), **named}, status=error.status, headers=retry)
@@ -224,7 +228,7 @@ class Service:
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
         given = shown.strip().encode("utf-8", "surrogateescape")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token.encode()):
-            raise _RefusedError(401, "Authorization: a valid token is needed, as in 'Authorization: Bearer TOKEN'")
+            raise RefusedError(401, "Authorization: a valid token is needed, as in 'Authorization: Bearer TOKEN'")
 
     async def _ping(self, request: web.Request) -> web.Response:
         return web.json_response("pong")
@@ -234,12 +238,14 @@ class Service:
 
     async def _run_code(self, request: web.Request) -> web.Response:
         if self.in_work >= self._room:
-            raise _RefusedError(503, f"the queue is full: {self.in_work} runs are in work")
+            raise RefusedError(503, f"the queue is full: {self.in_work} runs are in work")
         self.in_work += 1
         try:
             asked, limits = run_request(await _body(request))
             output = (await self._pool.run_stdin(asked.code, [asked.stdin or ""], limits))[0]
-            return web.json_response(response_for(output))
+            # An output of many megabytes takes seconds to write as JSON, and others are waiting for answers.
+            text = await asyncio.to_thread(json.dumps, response_for(output))
+            return web.json_response(text=text)
         finally:
             self.in_work -= 1
 
@@ -249,7 +255,9 @@ async def _body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise _RefusedError(408, f"body: not complete within {BODY_TIMEOUT_S:g} s", "body") from None
+        raise RefusedError(408, f"body: not complete within {BODY_TIMEOUT_S:g} s", "body") from None
+    except web.RequestPayloadError as error:
+        raise RefusedError(400, f"body: cannot be read: {str(error)[:100]}; send JSON, plain or gzip", "body") from None
 
 
 def read_token(path: str | None) -> str | None:

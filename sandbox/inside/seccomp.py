@@ -57,7 +57,7 @@ ALLOW: Final = _names(
     futex_waitv rseq membarrier mmap munmap mprotect mremap madvise brk msync mincore clock_gettime clock_getres
     clock_nanosleep nanosleep gettimeofday time getitimer setitimer alarm pause timer_create timer_settime
     timer_gettime timer_getoverrun timer_delete getrandom wait4 waitid recvfrom shutdown getsockname getpeername
-    getsockopt setsockopt getcpu fadvise64 readahead
+    getsockopt getcpu fadvise64 readahead
     """
 )
 # Look-ups in the file system: allowed where a mount namespace or Landlock rules over the paths, else refused.
@@ -71,7 +71,7 @@ FILES: Final = _names(
 # Honest programs probe these and expect an error: EPERM lets them go on.
 REFUSE: Final = _names(
     """
-    socket connect bind listen accept accept4 sendmsg recvmsg sendmmsg recvmmsg execve execveat fork vfork
+    socket connect bind listen accept accept4 setsockopt sendmsg recvmsg sendmmsg recvmmsg execve execveat fork vfork
     memfd_create memfd_secret tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal setpgid setsid
     setpriority sched_setaffinity sched_setscheduler sched_setparam sched_setattr ioprio_set mlock mlockall mlock2
     munlock shmget shmat shmctl shmdt semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open mq_unlink

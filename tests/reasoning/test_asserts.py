@@ -107,6 +107,7 @@ def test_setup_makes_an_expression_unless_it_only_imports():
         "assert all(f(x) == x for x in [1])",
         "assert (lambda v: v == 2)(f(1))",
         "assert not f(1) != 2",
+        "assert sorted(f(1)) == [2, 1]",
     ],
 )
 def test_comparisons_without_a_comparator_stay_test_code(text):

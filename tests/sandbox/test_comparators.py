@@ -242,3 +242,40 @@ def test_anything_pairs_with_itself_in_any_order(items: list[Any], random: Any) 
     nudged = [item + 1e-10 if type(item) is float else item for item in items]
     random.shuffle(nudged)
     assert UnorderedValue().accepts(nudged, items)
+
+
+def _nested(depth: int, offset: float) -> frozenset[Any]:
+    if depth == 0:
+        return frozenset(float(i) + offset for i in range(6))
+    return frozenset(_nested(depth - 1, offset + i * 1e-7) for i in range(6))
+
+
+NEAR = [1.0 + i * 1e-9 for i in range(2000)]
+IN_VAIN = [
+    (
+        [frozenset({x + j for j in range(50)}) for x in NEAR],
+        [frozenset({x + j + j // 49 for j in range(50)}) for x in NEAR],
+    ),
+    ([[[x] * 100, 1] for x in NEAR], [[[x + 5e-10] * 100, 2] for x in NEAR]),
+    ([("x" * 4000, x, 1) for x in NEAR], [("x" * 4000, x, 2) for x in NEAR]),
+    ({x: [0.0] * 100 + [1] for x in NEAR}, {x + 5e-10: [0.0] * 100 + [2] for x in NEAR}),
+    ({_nested(4, 0.0)}, {_nested(4, 3e-8)}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(IN_VAIN)))
+def test_answers_made_to_be_compared_in_vain_take_moments(number: int) -> None:
+    """Items that differ in their last part alone would be tried against each other, all of them, at every depth."""
+    returned, expected = IN_VAIN[number]
+    started = time.process_time()
+    for rules in (UnorderedValue(), ExactValue(), CloseValue()):
+        assert not rules.accepts(returned, expected)
+        assert rules.accepts(returned, returned)
+    assert time.process_time() - started < 8  # without a bound: minutes
+
+
+def test_a_search_leaves_no_bound_on_what_needs_none() -> None:
+    pairs = {1.0: 2.0}, {1.0 + 1e-9: 2.0}
+    long = list(range(300_000))
+    assert ExactValue().accepts([pairs[0], long], [pairs[1], long])
+    assert ExactValue(wrapped=True).accepts(long, [long])

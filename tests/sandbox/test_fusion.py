@@ -224,6 +224,25 @@ def test_what_only_a_local_pool_can_see(best: Bench, remote: SandboxFusionBacken
     assert result.verdict is Verdict.RUNTIME_ERROR
 
 
+def test_long_outputs_are_judged_where_the_server_keeps_them(best: Bench, remote: SandboxFusionBackend) -> None:
+    """Printing more than other servers keep is no way to not being counted."""
+    limits = TIGHT.model_copy(update={"output_bytes": 3 << 20})
+    expected = "y" * (300 << 10)
+    for printed, verdict in ((300, Verdict.ACCEPTED), (1300, Verdict.WRONG_ANSWER), (3500, Verdict.OUTPUT_LIMIT)):
+        script = Submission(
+            source=f"print('y' * ({printed} << 10))", cases=[StdioCase(stdin="", expected=expected)], limits=limits
+        )
+        call = Submission(
+            source=f"def f():\n  print('x' * ({printed} << 10))\n  return 'y' * ({printed} << 10)",
+            entry_point="f",
+            cases=[CallCase(expected=expected)],
+            limits=limits,
+        )
+        for submission in (script, call):
+            assert best.call(remote.judge(submission)).verdict is verdict
+            assert best.call(best.pool.judge(submission)).verdict is verdict
+
+
 @pytest.mark.parametrize("stop_at", ["first_failure", "first_timeout", "never"])
 def test_stop_is_honoured(best: Bench, remote: SandboxFusionBackend, stop_at: Any) -> None:
     source = "n = int(input())\nif n == 2:\n  while True: pass\nprint(n if n else 'no')"

@@ -24,6 +24,7 @@ from sandbox import (
 )
 from sandbox.__main__ import main
 from sandbox.bench import processes_below
+from sandbox.server import RefusedError, run_request
 
 
 def post(url: str, body: Any, token: str | None = None, timeout: float = 20) -> tuple[int, Any, dict[str, str]]:
@@ -126,6 +127,28 @@ def test_bad_request(server: str, row: tuple[Any, int, list[str]]) -> None:
     got, answer, _ = post(server, body)
     assert got == status and all(part in answer["detail"] for part in named), answer
     assert len(answer["detail"]) < 400 and "\n" not in answer["detail"]
+
+
+def test_a_body_nested_too_deep(server: str) -> None:
+    for depth in (500, 200_000):
+        status, answer, _ = post(server, b"[" * depth + b"]" * depth)
+        assert status in (400, 422) and answer["detail"].startswith("body")
+    for depth in range(800, 1000):  # somewhere here reading works and writing does not
+        nested = b"[" * depth + b"]" * depth
+        for body in (nested, b'{"language": "python", "code": ' + nested + b"}"):
+            with pytest.raises(RefusedError, match=r"body|code"):
+                run_request(body)
+
+
+def test_a_body_that_is_no_gzip(server: str) -> None:
+    async def asked() -> tuple[int, Any]:
+        headers = {"Content-Encoding": "gzip"}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+            async with session.post(f"{server}/run_code", data=b"no gzip at all", headers=headers) as response:
+                return response.status, await response.json()
+
+    status, answer = asyncio.run(asked())
+    assert status == 400 and answer["field"] == "body" and "gzip" in answer["detail"]
 
 
 def test_too_large_a_body(server: str) -> None:

@@ -189,3 +189,15 @@ def test_without_privilege() -> None:
     for level in ("3", "2"):
         # Not every machine lets a plain user have namespaces or Landlock; then the reason is given.
         assert levels[level] == "accepted" or "level" in levels[level], levels
+
+
+def test_container_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandbox.isolation import container_hint
+
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert container_hint(tmp_path) is None
+    (tmp_path / "proc" / "1").mkdir(parents=True)
+    (tmp_path / "proc" / "1" / "cgroup").write_text("0::/kubepods/pod1\n")
+    assert container_hint(tmp_path) == "kubepods"
+    (tmp_path / ".dockerenv").touch()
+    assert container_hint(tmp_path) == "docker"
