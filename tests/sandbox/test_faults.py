@@ -377,7 +377,7 @@ def test_closing_ends_a_thousand_waiting_calls() -> None:
     before, fds = processes_below(os.getpid()), open_fds(os.getpid())
     asyncio.run(scenario(2000))
     asyncio.run(scenario(5))
-    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) <= fds
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.005, 0.02, 0.05, 0.1])
@@ -396,7 +396,7 @@ def test_closing_while_a_cell_comes_up(pause: float) -> None:
 
     before, fds = processes_below(os.getpid()), open_fds(os.getpid())
     asyncio.run(scenario())
-    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) <= fds
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
@@ -430,7 +430,7 @@ def test_cancelled_callers_free_everything(count: int) -> None:
             assert processes_below(os.getpid()) - before <= mine
 
     asyncio.run(scenario())
-    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) == fds
+    assert processes_below(os.getpid()) <= before and open_fds(os.getpid()) <= fds
 
 
 def test_a_case_that_cannot_be_sent(best: Bench) -> None:
