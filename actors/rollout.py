@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -12,10 +11,13 @@ from typing import Any
 
 import ray
 
-from actors.engine import Draw, Engine, EngineError, EngineSettings
+from actors.chains import Chains
+from actors.engine import Engine, EngineSettings
+from actors.programs import ProgramJudge
+from actors.sampling import Draw, EngineError
 from actors.sandbox_pool import RayPool
+from actors.scheduler import SearchJob, SearchScheduler
 from actors.tokens import Tokens
-from actors.tree_search import TreeSearch
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Path, Problem, Suite
 from reasoning.search import SearchSettings
@@ -25,17 +27,17 @@ from sandbox import CachedBackend, Limits
 
 @dataclass(frozen=True, slots=True)
 class TreeResult:
-    """A finished tree as it leaves the worker. `events`: its log, from which it can be replayed."""
+    """A finished tree as it leaves the worker."""
 
     tree_id: str
     problem_id: str
     paths: list[Path]
-    events: list[dict[str, Any]]
     tokens: int
     expansions: int
     nodes: int
     duplicates: int
     infra_errors: int
+    pruned: int
     reason: str
     seconds: float
 
@@ -87,7 +89,13 @@ class RolloutWorker:
         self._cache = CachedBackend(self._sandboxes, cache_entries) if cache_entries else None
         codec = StepCodec(self._tokens.encode)
         judge = self._cache.judge if self._cache else self._sandboxes.judge
-        self._search = TreeSearch(self._engine, judge, codec, limits)
+        programs = ProgramJudge(judge, limits)
+        self._chains = Chains(self._engine, programs, codec)
+        # Twice what the engine runs at a time: it never waits for this process to send the next request.
+        outstanding = 2 * settings.max_num_seqs
+        self._scheduler = SearchScheduler(
+            [self._engine], programs, codec, outstanding=outstanding, max_trees=outstanding
+        )
         self._prompts: PolicyPrompts | None = None
         self._trees = 0
         self._gate = asyncio.Semaphore(4 * settings.max_num_seqs)
@@ -105,41 +113,44 @@ class RolloutWorker:
     async def set_reward_model(self, handle: Any | None) -> None:
         """The PRM that scores pseudocode steps, or None."""
         if handle is None:
-            self._search.scorer = None
+            self._scheduler.scorer = None
             return
 
         async def score(ids: Sequence[int]) -> float:
             return float(await asyncio.wait_for(handle.score.remote(tuple(ids)), 120))
 
-        self._search.scorer = score
+        self._scheduler.scorer = score
 
     async def search(
-        self, tree_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int
+        self, tree_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int, log: str | None = None
     ) -> TreeResult:
-        """Search one problem; see `TreeSearch.search`."""
-        started = time.monotonic()
-        tree = await self._search.search(tree_id, problem, self._prompt(problem), suite, settings, seed)
+        """Search one problem; see `SearchScheduler.search`. `log`: the file of its events, on this node."""
+        job = SearchJob(
+            tree_id, problem, self._prompt(problem), suite, settings, seed, FilePath(log) if log is not None else None
+        )
+        found = await self._scheduler.search(job)
+        tree = found.tree
         self._trees += 1
         return TreeResult(
             tree_id=tree_id,
             problem_id=problem.id,
             paths=tree.paths(),
-            events=tree.events,
             tokens=tree.tokens,
             expansions=tree.expansions,
             nodes=len(tree.nodes),
             duplicates=tree.duplicates,
             infra_errors=tree.infra_errors,
-            reason=tree.finished(time.monotonic() - started) or "nothing left to try",
-            seconds=time.monotonic() - started,
+            pruned=tree.pruned,
+            reason=found.reason,
+            seconds=found.seconds,
         )
 
     async def chain(
         self, chain_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int, greedy: bool = False
     ) -> Path | None:
-        """The policy alone on one problem; see `TreeSearch.chain`."""
+        """The policy alone on one problem; see `Chains.chain`."""
         async with self._gate:
-            return await self._search.chain(chain_id, problem, self._prompt(problem), suite, settings, seed, greedy)
+            return await self._chains.chain(chain_id, problem, self._prompt(problem), suite, settings, seed, greedy)
 
     async def draw_texts(
         self, name: str, prompts: Sequence[Sequence[int]], draw: Draw, seed: int

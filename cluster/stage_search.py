@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -61,11 +60,11 @@ def _search(
         problem = problems[index]
         seed = run.config.seed * 1_000_003 + 7919 * round_ + index
         tree_id = f"{shard}/{problem.id}"
-        return lambda: next(engines).search.remote(tree_id, problem, suites[problem.id], settings, seed)
+        log = str(folder / f"{problem.id.replace('/', '-')}.jsonl")
+        return lambda: next(engines).search.remote(tree_id, problem, suites[problem.id], settings, seed, log)
 
     def on_result(result: TreeResult) -> None:
         results.append(result)
-        _write_tree(run, folder, result, settings)
 
     def fields() -> dict[str, float | int | str]:
         # Trees that are being searched count by their tokens: most of them end late, and together.
@@ -111,24 +110,10 @@ def _metrics(results: list[TreeResult], paths: list[Path], seconds: float, solve
         "search/pass_rate": pass_rate(paths),
         "search/duplicates": sum(r.duplicates for r in results),
         "search/infra_errors": sum(r.infra_errors for r in results),
+        "search/pruned": sum(r.pruned for r in results),
         "search/mean_steps": sum(len(p.steps) for p in paths) / max(1, len(paths)),
         "sandbox/programs_per_s": programs / seconds,
     }
-
-
-def _write_tree(run: RunContext, folder: Any, result: TreeResult, settings: SearchSettings) -> None:
-    record = {
-        "tree_id": result.tree_id,
-        "problem_id": result.problem_id,
-        "settings": settings.model_dump(),
-        "reason": result.reason,
-        "seconds": result.seconds,
-        "tokens": result.tokens,
-        "nodes": result.nodes,
-        "events": result.events,
-    }
-    name = result.problem_id.replace("/", "-") + ".json"
-    run.dir.write_atomic(folder / name, json.dumps(record))
 
 
 def _holdout_gap(

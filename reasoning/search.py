@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+PolicyName = Literal["puct", "uct", "gumbel", "faithful", "best-of-n", "beam"]
 
 
 class SearchSettings(BaseModel):
@@ -14,7 +16,7 @@ class SearchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: Literal["puct", "uct"] = "puct"
+    policy: PolicyName = "puct"
     max_depth: int = Field(default=4, ge=2, le=16, description="steps of a path at most, the code step included")
     root_samples: int = Field(default=4, ge=1, le=64, description="samples of an expansion of the root")
     samples: int = Field(default=4, ge=1, le=64, description="samples of any other expansion")
@@ -33,8 +35,22 @@ class SearchSettings(BaseModel):
     uct_weight: float = Field(default=2.0, ge=0, description="w of UCT")
     prior_temperature: float = Field(default=1.0, gt=0, description="tau of the prior over siblings")
     first_play_reduction: float = Field(default=0.1, ge=0, le=1)
+    virtual_loss: Literal["visits", "losses"] = Field(
+        default="visits", description="running expansions count as visits only, or as visits of value 0"
+    )
+    beam_width: int = Field(default=2, ge=1, le=64, description="states kept per depth; policy beam only")
     rollout_weight: float = Field(default=1.0, ge=0, le=1, description="lambda: 1 ignores the PRM")
     compile_weight: float = Field(default=0.1, ge=0, lt=1, description="alpha of the terminal value")
+
+    def with_policy(self, policy: PolicyName) -> SearchSettings:
+        """These settings under another policy; `faithful` brings its own numbers (paper section 3.3)."""
+        return self.model_copy(update={"policy": policy, **(FAITHFUL if policy == "faithful" else {})})
+
+
+FAITHFUL: dict[str, Any] = {
+    "uct_weight": 2.0, "root_samples": 3, "samples": 3, "temperature": 0.8, "top_p": 0.95, "leaves_in_flight": 1,
+}  # fmt: skip
+"""w, n, T and top-p of the published search, which grows one tree by one expansion at a time."""
 
 
 def terminal_value(compiles: bool, passed: int, total: int, alpha: float) -> float:
@@ -56,16 +72,15 @@ def sibling_priors(
 ) -> list[float]:
     """P over siblings: within each action the softmax of mean token log-probability / tau, weighted by `mass` (how many
     samples were merged into the child), times the prior of the action. Sums to 1."""
-    weights: list[float] = []
-    for group, logprob, count in zip(groups, mean_logprobs, mass, strict=True):
-        peers = [value for g, value in zip(groups, mean_logprobs, strict=True) if g == group]
-        weights.append(count * math.exp((logprob - max(peers)) / tau))
-    totals = {g: sum(w for w, other in zip(weights, groups, strict=True) if other == g) for g in set(groups)}
-    present = sum(group_prior.get(g, 0.0) for g in totals) or 1.0
-    shares = {
-        g: (group_prior.get(g, 0.0) / present if any(group_prior.get(h) for h in totals) else 1 / len(totals))
-        for g in totals
-    }
+    top: dict[int, float] = {}
+    for group, logprob in zip(groups, mean_logprobs, strict=True):
+        top[group] = max(logprob, top.get(group, -math.inf))
+    weights = [m * math.exp((p - top[g]) / tau) for g, p, m in zip(groups, mean_logprobs, mass, strict=True)]
+    totals = dict.fromkeys(top, 0.0)
+    for group, weight in zip(groups, weights, strict=True):
+        totals[group] += weight
+    present = sum(group_prior.get(g, 0.0) for g in top)
+    shares = {g: group_prior.get(g, 0.0) / present if present > 0 else 1 / len(top) for g in top}
     return [shares[g] * w / totals[g] for w, g in zip(weights, groups, strict=True)]
 
 
@@ -81,13 +96,17 @@ def normalised(values: Sequence[float | None], parent: float, reduction: float) 
     return [scaled(parent) - reduction if value is None else scaled(value) for value in values]
 
 
+def exploration(parent_visits: int, c_init: float, c_base: float) -> float:
+    """c_puct = c_init + ln((N' + c_base + 1) / c_base), which grows slowly with the parent's visits (AlphaZero)."""
+    return c_init + math.log((parent_visits + c_base + 1) / c_base)
+
+
 def puct_scores(
     q: Sequence[float], priors: Sequence[float], visits: Sequence[int], parent_visits: int, c_init: float, c_base: float
 ) -> list[float]:
     """Qn(c) + c_puct * P(c) * sqrt(sum N') / (1 + N'(c)), AlphaZero's rule; `visits` include those in flight."""
-    c_puct = c_init + math.log((parent_visits + c_base + 1) / c_base)
-    total = math.sqrt(sum(visits))
-    return [value + c_puct * prior * total / (1 + n) for value, prior, n in zip(q, priors, visits, strict=True)]
+    factor = exploration(parent_visits, c_init, c_base) * math.sqrt(sum(visits))
+    return [value + factor * prior / (1 + n) for value, prior, n in zip(q, priors, visits, strict=True)]
 
 
 def uct_scores(q: Sequence[float], visits: Sequence[int], parent_visits: int, weight: float) -> list[float]:
@@ -96,6 +115,26 @@ def uct_scores(q: Sequence[float], visits: Sequence[int], parent_visits: int, we
     return [
         math.inf if n == 0 else value + weight * math.sqrt(log_parent / n) for value, n in zip(q, visits, strict=True)
     ]
+
+
+def considered_visits(candidates: int, simulations: int) -> list[int]:
+    """Sequential halving as a table: entry i is how many visits a candidate must have had to get simulation i.
+
+    Every phase gives all candidates that are left the same number of visits, then drops the worse half; two are never
+    reduced (Danihelka et al. 2022, section 3; Karnin et al. 2013).
+    """
+    if candidates <= 1:
+        return list(range(simulations))
+    phases = math.ceil(math.log2(candidates))
+    visits = [0] * candidates
+    table: list[int] = []
+    left = candidates
+    while len(table) < simulations:
+        for _ in range(max(1, simulations // (phases * left))):
+            table += visits[:left]
+            visits[:left] = [n + 1 for n in visits[:left]]
+        left = max(2, left // 2)
+    return table[:simulations]
 
 
 def split_samples(count: int, priors: dict[int, float], always: int) -> dict[int, int]:

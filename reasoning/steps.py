@@ -151,6 +151,7 @@ class StepCodec:
 
     encode: Callable[[str], Sequence[int]]
     _headers: dict[tuple[int, Action], tuple[int, ...]] = field(default_factory=dict)
+    _tables: dict[int, dict[tuple[int, Action], tuple[int, ...]]] = field(default_factory=dict)
 
     def header_ids(self, number: int, action: Action) -> tuple[int, ...]:
         """Token ids of `header(number, action)`."""
@@ -158,6 +159,13 @@ class StepCodec:
         if key not in self._headers:
             self._headers[key] = tuple(self.encode(header(number, action)))
         return self._headers[key]
+
+    def headers(self, max_depth: int) -> dict[tuple[int, Action], tuple[int, ...]]:
+        """All headers of paths of at most `max_depth` steps, by (step number, action)."""
+        if max_depth not in self._tables:
+            steps = [(depth + 1, action) for depth in range(max_depth) for action in legal_actions(depth, max_depth)]
+            self._tables[max_depth] = {at: self.header_ids(*at) for at in steps}
+        return self._tables[max_depth]
 
     def choice(self, number: int) -> tuple[tuple[int, ...], dict[Action, int]]:
         """How to ask the policy for its next action: the ids shared by the headers of refine and code, and the token

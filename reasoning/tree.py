@@ -1,151 +1,83 @@
 """The search tree of one problem: ask/tell, pure data, no model and no sandbox (method section 3).
 
-    tree = SearchTree("t1", problem_id, prompt_ids, codec.header_ids, settings)
+    tree = SearchTree("t1", problem_id, prompt_ids, codec.headers(settings.max_depth), settings)
     expansion = tree.ask()                       # None: nothing to do now
     actions = tree.begin(expansion.id, priors)   # one action per sample to draw
     tree.tell(expansion.id, slot, outcome)       # for each sample, in any order, at most once
 
-Every drawn sample ends in exactly one `tell`. The event log (`events`) is append-only; `SearchTree.replay` of it gives
-the same tree.
+Every drawn sample ends in exactly one `tell`. What happens is written to an append-only log (`reasoning.event_log`);
+`SearchTree.replay` of it gives the same tree.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+import random
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
-from reasoning.records import Action, Path, Sample, StepRecord, mean
-from reasoning.search import (
-    SearchSettings,
-    normalised,
-    puct_scores,
-    sibling_priors,
-    split_samples,
-    terminal_value,
-    uct_scores,
-)
+from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogError, Opened, Told, header_table
+from reasoning.nodes import Expansion, Judgement, Node, Outcome, program_key, step_key
+from reasoning.policies import POLICIES, Policy
+from reasoning.records import Action, Path, Sample, StepRecord
+from reasoning.search import SearchSettings, normalised, terminal_value
 from reasoning.steps import extract_program, legal_actions, read_sample
 from sandbox import Verdict
 
-HeaderIds = Callable[[int, Action], tuple[int, ...]]
+FAILED_IN_ROW: Final = 8
+"""A tree is given up when this many expansions more than can run at a time were lost one after the other."""
 
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the sandbox said of a program on the suite."""
-
-    verdict: Verdict
-    compiles: bool
-    passed: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one drawn sample ended: a sample (judged if it holds a program), or an infrastructure failure.
-
-    `score`: the PRM's value of the state after the step, if it was asked.
-    """
-
-    sample: Sample | None = None
-    judgement: Judgement | None = None
-    score: float | None = None
-    infra_error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """A request: draw `count` samples after `node`, each of one of the `legal` actions."""
-
-    id: int
-    node: int
-    depth: int
-    count: int
-    legal: tuple[Action, ...]
-
-
-@dataclass(slots=True)
-class Node:
-    """A step. Four statistics, never mixed: search value (`visits`, `value_sum`), independently sampled terminals below
-    (`sampled`, `passed`; for labels), the best terminal (`best`), and counts (`multiplicity`, `in_flight`)."""
-
-    id: int
-    parent: int | None
-    depth: int
-    action: Action | None
-    header_ids: tuple[int, ...] = ()
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    weight_spans: tuple[tuple[int, int, int], ...] = ()
-    text: str = ""
-    key: str = ""
-    failure: str = ""
-    program: str | None = None
-    judgement: Judgement | None = None
-    score: float | None = None
-    value: float | None = None
-    closed: bool = False
-    children: list[int] = field(default_factory=list)
-    action_prior: dict[int, float] = field(default_factory=dict)
-    expansions: int = 0
-    pending: int = 0
-    in_flight: int = 0
-    multiplicity: int = 1
-    visits: int = 0
-    value_sum: float = 0.0
-    sampled: int = 0
-    passed: int = 0
-    best: float | None = None
-
-    @property
-    def terminal(self) -> bool:
-        return self.value is not None
-
-    @property
-    def mean_logprob(self) -> float:
-        return mean(self.logprobs)
+Headers = Mapping[tuple[int, Action], tuple[int, ...]]
+"""Token ids of the header of step number (from 1) and action."""
 
 
 @dataclass(slots=True)
 class _Pending:
     node: int
+    count: int
     actions: tuple[Action, ...] = ()
     told: set[int] = field(default_factory=set)
-
-
-def program_key(program: str) -> str:
-    """A hash that is equal for programs with the same syntax tree (layout and comments do not count)."""
-    try:
-        text = ast.dump(ast.parse(program))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        text = program.strip()
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    lost: int = 0
 
 
 class SearchTree:
-    """One problem's tree. Not thread-safe: one owner asks and tells."""
+    """One problem's tree. Not thread-safe: one owner asks and tells.
+
+    `log`: gets every event, the opening first; None keeps none. `seed`: of the policies that draw.
+    """
 
     def __init__(
         self,
         tree_id: str,
         problem_id: str,
         prompt_ids: Sequence[int],
-        header_ids: HeaderIds,
+        headers: Headers,
         settings: SearchSettings,
+        seed: int = 0,
+        log: Callable[[Event], None] | None = None,
     ) -> None:
-        self.id, self.problem_id, self.settings = tree_id, problem_id, settings
+        self.id, self.problem_id, self.settings, self.seed = tree_id, problem_id, settings, seed
         self.prompt_ids = tuple(prompt_ids)
-        self._header_ids = header_ids
         self.nodes = [Node(id=0, parent=None, depth=0, action=None)]
-        self.events: list[dict[str, Any]] = []
         self.tokens = 0
+        self.samples = 0
         self.infra_errors = 0
+        self.pruned = 0
         self.duplicates = 0
+        self._headers = headers
+        self._policy: Policy = POLICIES[settings.policy]()
+        self._judged: dict[str, Judgement] = {}
         self._pending: dict[int, _Pending] = {}
+        self._open_slots = 0
         self._next_id = 0
+        self._failed_in_row = 0
+        self._log = log
+        if log is not None:
+            table = tuple((number, int(action), ids) for (number, action), ids in headers.items())
+            log(Opened(tree_id, problem_id, self.prompt_ids, table, settings.model_dump(), seed))
 
     # --- state ---
 
@@ -163,6 +95,11 @@ class SearchTree:
         """No expansion is in flight."""
         return not self._pending
 
+    @property
+    def in_flight(self) -> list[int]:
+        """The expansions that have not ended."""
+        return list(self._pending)
+
     def finished(self, elapsed_s: float = 0.0) -> str:
         """Why no further expansion should be asked for, or "" if the search may go on."""
         s = self.settings
@@ -175,7 +112,7 @@ class SearchTree:
             return "expansion budget"
         if elapsed_s >= s.seconds:
             return "time budget"
-        if self.infra_errors > 8 + self.root.sampled:
+        if self._failed_in_row > FAILED_IN_ROW + s.leaves_in_flight:
             return "too many infrastructure errors"
         return ""
 
@@ -183,105 +120,93 @@ class SearchTree:
         """Exact token ids of the state at a node: the prompt and every step as it was sampled."""
         ids: list[int] = list(self.prompt_ids)
         for node in self._lineage(node_id)[1:]:
-            ids += node.header_ids + node.token_ids
+            ids += node.header_ids
+            ids += node.token_ids
         return tuple(ids)
 
     def known_judgement(self, program: str) -> Judgement | None:
         """The judgement of a program of this tree with the same syntax tree, if there is one."""
-        key = program_key(program)
-        return next((n.judgement for n in self.nodes if n.key == key and n.judgement is not None), None)
+        return self._judged.get(program_key(program))
+
+    def q(self, node: Node) -> float | None:
+        """Search value: lambda * mean of backed-up values + (1 - lambda) * PRM; what is missing is left out."""
+        visits = node.visits + (node.in_flight if self.settings.virtual_loss == "losses" else 0)
+        rollout = node.value_sum / visits if visits else None
+        if node.score is None:
+            return rollout
+        weight = self.settings.rollout_weight
+        return node.score if rollout is None else (1 - weight) * node.score + weight * rollout
+
+    def normalised_values(self, parent: Node, children: Sequence[Node]) -> list[float]:
+        """`normalised` values of the children of `parent`."""
+        return normalised([self.q(c) for c in children], self.q(parent) or 0.0, self.settings.first_play_reduction)
+
+    def random(self, expansion_id: int | None = None) -> random.Random:
+        """A generator that depends on the seed and on how far the search is, or on an expansion."""
+        at = f"{self._next_id}:{len(self.nodes)}" if expansion_id is None else f"expansion {expansion_id}"
+        return random.Random(f"{self.seed}:{self.id}:{at}")
 
     # --- ask ---
 
-    def ask(self) -> Expansion | None:
-        """The next expansion, marked in flight; None where every open node is already being expanded."""
-        node = self._select(self.root)
-        if node is None and self.root.closed and self.idle:
-            # Everything below was tried: widen at the root rather than leave the budget unused.
-            node = self.root
+    def ask(self, at_most: int | None = None) -> Expansion | None:
+        """The next expansion, marked in flight; None where there is nothing to do before something in flight ends.
+
+        Never more samples than `at_most`, and than the token budget has room for (by the mean length so far, with those
+        in flight counted).
+        """
+        room = self._room() if at_most is None else min(at_most, self._room())
+        if room <= 0 and self._pending:
+            return None
+        node = self._policy.choose(self)
         if node is None:
             return None
+        return self._hand_out(node, max(1, min(self._policy.count(self, node), room)))
+
+    def _room(self) -> int:
+        """How many samples the token budget has room for."""
         s = self.settings
-        expansion = Expansion(
-            id=self._next_id,
-            node=node.id,
-            depth=node.depth,
-            count=s.root_samples if node.id == 0 else s.samples,
-            legal=legal_actions(node.depth, s.max_depth),
-        )
+        mean_length = self.tokens / self.samples if self.samples else s.step_tokens / 2
+        left = s.token_budget - self.tokens - self._open_slots * mean_length
+        return math.ceil(left / max(1.0, mean_length))
+
+    def _hand_out(self, node: Node, count: int) -> Expansion:
+        legal = legal_actions(node.depth, self.settings.max_depth)
+        expansion = Expansion(self._next_id, node.id, node.depth, count, legal)
         self._next_id += 1
-        self._pending[expansion.id] = _Pending(node.id)
+        self._pending[expansion.id] = _Pending(node.id, count)
+        self._open_slots += count
+        first = node.expansions == 0
         node.expansions += 1
         node.pending += 1
-        node.closed = False
         for ancestor in self._lineage(node.id):
             ancestor.in_flight += 1
-        self.events.append({"event": "ask", "id": expansion.id, "node": node.id})
+            ancestor.asked += 1
+            ancestor.available -= first
+        self._write(Asked(expansion.id, node.id, count))
         return expansion
 
-    def begin(self, expansion_id: int, count: int, priors: dict[int, float] | None = None) -> tuple[Action, ...]:
-        """Fix which action each of the `count` samples of an expansion takes.
+    def begin(self, expansion_id: int, priors: Mapping[int, float] | None = None) -> tuple[Action, ...]:
+        """Fix which action each sample of an expansion takes.
 
-        `priors`: the policy's probability of each legal action; equal shares where None. A code step is always among
-        them where it is legal, so that every expansion below the root brings at least one value.
+        `priors`: the policy's probability of each legal action; equal shares where None.
         """
         pending = self._pending[expansion_id]
         node = self.nodes[pending.node]
         legal = legal_actions(node.depth, self.settings.max_depth)
         shares = {int(a): (priors or {}).get(int(a), 0.0 if priors else 1.0) for a in legal}
-        plan = split_samples(count, shares, always=int(Action.CODE))
         node.action_prior = shares
-        pending.actions = tuple(Action(a) for a in sorted(plan, reverse=True) for _ in range(plan[a]))
-        self.events.append({"event": "begin", "id": expansion_id, "count": count, "priors": priors})
+        node.priors_stale = True
+        pending.actions = tuple(self._policy.actions(self, expansion_id, pending.count, shares))
+        self._write(Begun(expansion_id, dict(priors) if priors is not None else None))
         return pending.actions
-
-    def _select(self, node: Node) -> Node | None:
-        if node.closed or node.terminal:
-            return None
-        if node.expansions == 0:
-            return node
-        children = [self.nodes[i] for i in node.children]
-        ranked = sorted(zip(self._scores(node, children), children, strict=True), key=lambda p: (-p[0], p[1].id))
-        for _, child in ranked:
-            found = self._select(child)
-            if found is not None:
-                return found
-        return None
-
-    def _scores(self, parent: Node, children: list[Node]) -> list[float]:
-        """Scores of all children; closed ones cannot be chosen, but their visits and values count for the others."""
-        s = self.settings
-        if not children:
-            return []
-        visits = [c.visits + c.in_flight for c in children]
-        parent_visits = parent.visits + parent.in_flight
-        if s.policy == "uct":
-            return uct_scores([self.q(c) or 0.0 for c in children], visits, parent_visits, s.uct_weight)
-        priors = sibling_priors(
-            [c.mean_logprob for c in children],
-            [int(c.action or 0) for c in children],
-            [float(c.multiplicity) for c in children],
-            parent.action_prior,
-            s.prior_temperature,
-        )
-        q = normalised([self.q(c) for c in children], self.q(parent) or 0.0, s.first_play_reduction)
-        return puct_scores(q, priors, visits, parent_visits, s.c_init, s.c_base)
-
-    def q(self, node: Node) -> float | None:
-        """Search value: lambda * mean of backed-up values + (1 - lambda) * PRM; what is missing is left out."""
-        rollout = node.value_sum / node.visits if node.visits else None
-        if node.score is None:
-            return rollout
-        weight = self.settings.rollout_weight
-        return node.score if rollout is None else (1 - weight) * node.score + weight * rollout
 
     # --- tell ---
 
     def tell(self, expansion_id: int, slot: int, outcome: Outcome) -> Node | None:
         """Record how one sample ended; telling the same slot again changes nothing.
 
-        Returns: the node that holds the sample (an older one where it is a duplicate), None for an infrastructure
-        failure or a repeated tell.
+        Returns: the node that holds the sample (an older one where it is a duplicate), None for a sample that was lost
+        or pruned and for a repeated tell. Raises IndexError for a slot that the expansion does not have.
         """
         pending = self._pending.get(expansion_id)
         if pending is None or slot in pending.told:
@@ -289,64 +214,92 @@ class SearchTree:
         if not 0 <= slot < len(pending.actions):
             raise IndexError(f"slot: got {slot}; expansion {expansion_id} has {len(pending.actions)}")
         pending.told.add(slot)
-        self.events.append({"event": "tell", "id": expansion_id, "slot": slot, "outcome": asdict(outcome)})
+        self._open_slots -= 1
+        self._write(Told(expansion_id, slot, outcome))
         parent = self.nodes[pending.node]
         node = None
-        if outcome.sample is None:
-            self.infra_errors += 1
+        if outcome.pruned:
+            self.pruned += 1
         else:
-            self.tokens += len(outcome.sample.token_ids)
-            node = self._attach(parent, pending.actions[slot], outcome.sample, outcome)
-        self._settle(expansion_id, pending)
+            if outcome.sample is not None:
+                self.tokens += len(outcome.sample.token_ids)
+                node = self._attach(parent, pending.actions[slot], outcome.sample, outcome)
+            self.samples += node is not None
+            self.infra_errors += node is None
+            pending.lost += node is None
+        if len(pending.told) == pending.count:
+            self._settle(expansion_id, pending)
         return node
 
-    def abandon(self, expansion_id: int, reason: str) -> None:
-        """End every open slot of an expansion as an infrastructure failure."""
+    def abandon(self, expansion_id: int, reason: str, *, pruned: bool = False) -> None:
+        """End every open slot of an expansion: as a failure of the infrastructure, or as `pruned`."""
         pending = self._pending.get(expansion_id)
         if pending is None:
             return
-        for slot in range(len(pending.actions)):
-            self.tell(expansion_id, slot, Outcome(infra_error=reason))
-        if expansion_id in self._pending:  # it was never begun
-            self.infra_errors += 1
-            self.events.append({"event": "abandon", "id": expansion_id, "reason": reason})
+        if not pending.actions:  # it was never begun
+            self._write(Abandoned(expansion_id, reason, pruned))
+            self._open_slots -= pending.count
+            self.pruned += pending.count if pruned else 0
+            pending.lost = 0 if pruned else pending.count
+            self.infra_errors += pending.lost
             self._settle(expansion_id, pending)
+            return
+        for slot in range(pending.count):
+            self.tell(expansion_id, slot, Outcome(infra_error="" if pruned else reason, pruned=pruned))
+
+    def end(self, reason: str, seconds: float) -> None:
+        """Write the last event of the log."""
+        self._write(Ended(reason, seconds))
 
     def _attach(self, parent: Node, action: Action, sample: Sample, outcome: Outcome) -> Node | None:
         step, failure = read_sample(action, sample.text, truncated=sample.finish == "length")
         program = extract_program(step.text) if step is not None and action is Action.CODE else None
-        if program is not None and outcome.judgement is None:
-            self.infra_errors += 1  # nobody judged it: not a value of 0
-            return None
+        judgement = outcome.judgement
+        if program is not None and judgement is None:
+            return None  # nobody judged it: an infrastructure failure, not a value of 0
         text = step.text if step is not None else sample.text
-        key = program_key(program) if program is not None else f"{int(action)}:{text}"
-        twin = next((self.nodes[i] for i in parent.children if self.nodes[i].key == key), None)
+        key = step_key(action, text, program)
+        if program is not None and judgement is not None:
+            self._judged.setdefault(program_key(program), judgement)
+        if parent.by_key is None:
+            parent.by_key = {}
+        twin = parent.by_key.get(key)
         if twin is not None:
             self.duplicates += 1
-            twin.multiplicity += 1
-            node = twin
+            node = self.nodes[twin]
+            node.multiplicity += 1
         else:
-            node = Node(
-                id=len(self.nodes),
-                parent=parent.id,
-                depth=parent.depth + 1,
-                action=action,
-                header_ids=self._header_ids(parent.depth + 1, action),
-                token_ids=sample.token_ids,
-                logprobs=sample.logprobs,
-                weight_spans=sample.weight_spans,
-                text=text,
-                key=key,
-                failure=failure,
-                program=program,
-                judgement=outcome.judgement,
-                score=outcome.score,
-                value=self._value(action, failure, outcome.judgement),
-            )
-            self.nodes.append(node)
-            parent.children.append(node.id)
+            node = self._new_node(parent, action, sample, outcome)
+            node.text, node.program, node.failure = text, program, failure
+            node.value = self._value(action, failure, judgement)
+            parent.by_key[key] = node.id
+            if node.value is None:
+                for ancestor in self._lineage(parent.id):
+                    ancestor.available += 1
+            else:
+                node.available = 0
+        parent.priors_stale = True
         if node.value is not None:
             self._back_up(node)
+        self._policy.attached(self, node)
+        return node
+
+    def _new_node(self, parent: Node, action: Action, sample: Sample, outcome: Outcome) -> Node:
+        node = Node(
+            id=len(self.nodes),
+            parent=parent.id,
+            depth=parent.depth + 1,
+            action=action,
+            header_ids=self._headers[parent.depth + 1, action],
+            token_ids=array("i", sample.token_ids),
+            logprobs=array("f", sample.logprobs),
+            mean_logprob=sum(sample.logprobs) / len(sample.logprobs) if sample.logprobs else 0.0,
+            weight_spans=sample.weight_spans,
+            judgement=outcome.judgement,
+            score=outcome.score,
+        )
+        self.nodes.append(node)
+        parent.children.append(node.id)
         return node
 
     def _value(self, action: Action, failure: str, judgement: Judgement | None) -> float | None:
@@ -359,7 +312,6 @@ class SearchTree:
     def _back_up(self, node: Node) -> None:
         value = node.value or 0.0
         solved = node.judgement is not None and node.judgement.verdict is Verdict.ACCEPTED
-        node.closed = True
         for ancestor in self._lineage(node.id):
             ancestor.visits += 1
             ancestor.value_sum += value
@@ -368,28 +320,34 @@ class SearchTree:
             ancestor.best = value if ancestor.best is None else max(ancestor.best, value)
 
     def _settle(self, expansion_id: int, pending: _Pending) -> None:
-        if len(pending.told) < len(pending.actions):
-            return
         del self._pending[expansion_id]
+        if pending.lost == pending.count:
+            self._failed_in_row += 1
+        elif pending.lost < len(pending.told):
+            self._failed_in_row = 0
         node = self.nodes[pending.node]
         node.pending -= 1
-        if not node.children and node.pending == 0:
-            node.expansions = 0  # nothing came of it: the node may be expanded again
-        lineage = self._lineage(pending.node)
-        for ancestor in lineage:
+        again = not node.children and node.pending == 0  # nothing came of it: the node may be expanded again
+        if again:
+            node.expansions = 0
+        for ancestor in self._lineage(node.id):
             ancestor.in_flight -= 1
-        for ancestor in reversed(lineage):
-            tried = ancestor.pending == 0 and ancestor.expansions > 0
-            ancestor.closed = tried and all(self.nodes[i].closed for i in ancestor.children)
-            if not ancestor.closed:
-                break
+            ancestor.available += again
+        self._policy.settled(self, node)
 
     def _lineage(self, node_id: int) -> list[Node]:
         """Root first."""
-        lineage = [self.nodes[node_id]]
-        while (parent := lineage[-1].parent) is not None:
-            lineage.append(self.nodes[parent])
+        nodes = self.nodes
+        node = nodes[node_id]
+        lineage = [node]
+        while node.parent is not None:
+            node = nodes[node.parent]
+            lineage.append(node)
         return lineage[::-1]
+
+    def _write(self, event: Event) -> None:
+        if self._log is not None:
+            self._log(event)
 
     # --- out ---
 
@@ -403,8 +361,8 @@ class SearchTree:
             StepRecord(
                 action=Action(n.action or 1),
                 header_ids=n.header_ids,
-                token_ids=n.token_ids,
-                logprobs=n.logprobs,
+                token_ids=tuple(n.token_ids),
+                logprobs=tuple(n.logprobs),
                 text=n.text,
                 weight_spans=n.weight_spans,
                 value=self.q(n),
@@ -429,48 +387,39 @@ class SearchTree:
         )
 
     @classmethod
-    def replay(
-        cls,
-        tree_id: str,
-        problem_id: str,
-        prompt_ids: Sequence[int],
-        header_ids: HeaderIds,
-        settings: SearchSettings,
-        events: Iterable[dict[str, Any]],
-    ) -> SearchTree:
-        """The tree that an event log describes. Expansions in flight at its end are abandoned by the caller, if wanted.
+    def replay(cls, events: Iterable[Event], log: Callable[[Event], None] | None = None) -> SearchTree:
+        """The tree that a log describes; what it does from now on goes to `log`.
 
-        Raises ValueError where the log does not fit the settings (an expansion of another node would be chosen).
+        Expansions that were in flight still are: their owner is gone, so the caller abandons them (`in_flight`).
+        Raises EventLogError where an event does not follow from those before it.
         """
-        tree = cls(tree_id, problem_id, prompt_ids, header_ids, settings)
-        for event in events:
-            match event["event"]:
-                case "ask":
-                    expansion = tree.ask()
-                    if expansion is None or (expansion.id, expansion.node) != (event["id"], event["node"]):
-                        raise ValueError(f"event log: ask {event['id']} of node {event['node']} does not follow")
-                case "begin":
-                    priors = event["priors"]
-                    tree.begin(event["id"], event["count"], priors and {int(k): v for k, v in priors.items()})
-                case "tell":
-                    tree.tell(event["id"], event["slot"], _outcome(event["outcome"]))
-                case "abandon":
-                    tree.abandon(event["id"], event["reason"])
-        return tree
+        rest = iter(events)
+        for opened in islice(rest, 1):
+            if isinstance(opened, Opened):
+                settings = SearchSettings.model_validate(opened.settings)
+                table = header_table(opened)
+                tree = cls(opened.tree_id, opened.problem_id, opened.prompt_ids, table, settings, opened.seed)
+                for number, event in enumerate(rest, start=2):
+                    tree._apply(event, number)
+                tree._log = log
+                return tree
+        raise EventLogError("event log: line 1: it does not begin with the opening of a search")
 
-
-def _outcome(raw: dict[str, Any]) -> Outcome:
-    sample, judgement = raw["sample"], raw["judgement"]
-    return Outcome(
-        sample=sample
-        and Sample(
-            token_ids=tuple(sample["token_ids"]),
-            logprobs=tuple(sample["logprobs"]),
-            text=sample["text"],
-            finish=sample["finish"],
-            weight_spans=tuple((int(v), int(a), int(b)) for v, a, b in sample["weight_spans"]),
-        ),
-        judgement=judgement and Judgement(**{**judgement, "verdict": Verdict(judgement["verdict"])}),
-        score=raw["score"],
-        infra_error=raw["infra_error"],
-    )
+    def _apply(self, event: Event, number: int) -> None:
+        match event:
+            case Asked():
+                node = self._policy.choose(self)
+                if node is None or (self._next_id, node.id) != (event.id, event.node):
+                    raise EventLogError(f"event log: line {number}: expansion {event.id} of node {event.node}"
+                                        " does not follow")  # fmt: skip
+                self._hand_out(node, event.count)
+            case Begun() if event.id in self._pending:
+                self.begin(event.id, event.priors)
+            case Told() if event.id in self._pending:
+                self.tell(event.id, event.slot, event.outcome)
+            case Abandoned() if event.id in self._pending:
+                self.abandon(event.id, event.reason, pruned=event.pruned)
+            case Ended():
+                pass
+            case _:
+                raise EventLogError(f"event log: line {number}: {type(event).__name__} does not follow")

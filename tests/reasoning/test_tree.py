@@ -1,27 +1,26 @@
 """The search tree: budgets, exactly one end per sample, statistics against a slow count, replay."""
 
-import json
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.event_log import Asked, EventLogError, Told, decode, encode
 from reasoning.labels import soft_label, solved_paths, step_labels
+from reasoning.nodes import Judgement, Outcome, program_key
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings, terminal_value
 from reasoning.steps import END
-from reasoning.tree import Judgement, Outcome, SearchTree, program_key
+from reasoning.tree import SearchTree
 from sandbox import Verdict
 
-
-def header_ids(number, action):
-    return (900 + number, 950 + int(action))
+HEADERS = {(number, action): (900 + number, 950 + int(action)) for number in range(1, 17) for action in Action}
 
 
-def make(**overrides):
+def make(log=None, seed=0, **overrides):
     config = SearchSettings(**{"token_budget": 3000, "expansion_budget": 40, "enough_passing": 99, **overrides})
-    return SearchTree("t", "p", (1, 2, 3), header_ids, config)
+    return SearchTree("t", "p", (1, 2, 3), HEADERS, config, seed, log)
 
 
 def sample(action, rng, version=0):
@@ -54,7 +53,7 @@ def drive(tree, seed):
     waiting, told = [], []
     for _ in range(2000):
         if not tree.finished() and (expansion := tree.ask()) is not None:
-            actions = tree.begin(expansion.id, expansion.count, {2: rng.random(), 3: rng.random()})
+            actions = tree.begin(expansion.id, {2: rng.random(), 3: rng.random()})
             waiting += [(expansion.id, slot, action) for slot, action in enumerate(actions)]
         if waiting and (rng.random() < 0.7 or tree.finished()):
             expansion_id, slot, action = waiting.pop(rng.randrange(len(waiting)))
@@ -86,8 +85,8 @@ def check(tree):
         assert node.best == (max(e.value for e in ends) if ends else None)
 
 
-@given(st.integers(0, 10_000), st.sampled_from(["puct", "uct"]))
-@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["puct", "uct", "gumbel", "faithful", "best-of-n", "beam"]))
+@settings(max_examples=80, deadline=None)
 def test_statistics_match_a_slow_count_whatever_the_order(seed, policy):
     tree = make(policy=policy, expansion_budget=20)
     told = drive(tree, seed)
@@ -96,30 +95,80 @@ def test_statistics_match_a_slow_count_whatever_the_order(seed, policy):
     check(tree)
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_replay_of_the_event_log_gives_the_same_tree(seed):
-    tree = make(expansion_budget=15)
+POLICY_NAMES = ["puct", "uct", "gumbel", "faithful", "best-of-n", "beam"]
+
+
+@given(st.integers(0, 10_000), st.sampled_from(POLICY_NAMES), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_replay_of_any_part_of_the_event_log_gives_the_same_tree(seed, policy, part):
+    """The log goes through its text form; cut anywhere, it gives the tree as it was, from which the search goes on."""
+    events = []
+    tree = make(events.append, seed, policy=policy, expansion_budget=15)
     drive(tree, seed)
-    events = json.loads(json.dumps(tree.events))
-    again = SearchTree.replay("t", "p", tree.prompt_ids, header_ids, tree.settings, events)
-    assert again.nodes == tree.nodes
+    again = SearchTree.replay(decode(b"".join(map(encode, events))))
+    assert same(again, tree)
     assert again.paths() == tree.paths()
-    assert (again.tokens, again.infra_errors, again.duplicates) == (tree.tokens, tree.infra_errors, tree.duplicates)
+    kept = events[: 1 + int(part * (len(events) - 1))]
+    more = []
+    resumed = SearchTree.replay(kept, more.append)
+    for expansion_id in resumed.in_flight:
+        resumed.abandon(expansion_id, "the process is gone", pruned=True)
+    assert resumed.idle
+    drive(resumed, seed)
+    check(resumed)
+    assert same(SearchTree.replay([*kept, *more]), resumed)
+
+
+def same(one, other):
+    """Whether two trees hold the same nodes with the same statistics."""
+    counts = [(t.tokens, t.samples, t.infra_errors, t.pruned, t.duplicates, t.expansions) for t in (one, other)]
+    nodes = [
+        [(n.parent, n.action, list(n.token_ids), list(n.logprobs), n.text, *n.statistics()) for n in t.nodes]
+        for t in (one, other)
+    ]
+    return counts[0] == counts[1] and nodes[0] == nodes[1]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_tell_does_not_matter(seed):
+    """The same expansions with the same outcomes, told in two orders, give the same statistics of every state."""
+    rng = random.Random(seed)
+    plan = [[outcome(Action.DEFINE, rng) for _ in range(4)], [outcome(Action.CODE, rng) for _ in range(4)]]
+    found = []
+    for shuffled in (False, True):
+        tree = make(enough_passing=99)
+        expand(tree, [step("a")])
+        running = [tree.ask(4)]
+        actions = tree.begin(running[0].id, {2: 0.5, 3: 0.5})
+        slots = list(range(4))
+        if shuffled:
+            rng.shuffle(slots)
+        for slot in slots:
+            tree.tell(running[0].id, slot, plan[actions[slot] is Action.CODE][slot])
+        found.append(sorted((n.action or 0, n.text, n.depth, *map(str, n.statistics())) for n in tree.nodes))
+        assert tree.idle
+    assert found[0] == found[1]
 
 
 def test_a_log_of_another_search_is_refused():
-    tree = make()
+    events = []
+    tree = make(events.append)
     drive(tree, 1)
-    events = [dict(e) for e in tree.events]
-    next(e for e in events if e["event"] == "ask" and e["id"] == 3)["node"] = 10_000
-    with pytest.raises(ValueError, match="does not follow"):
-        SearchTree.replay("t", "p", tree.prompt_ids, header_ids, tree.settings, events)
+    at = next(i for i, e in enumerate(events) if isinstance(e, Asked) and e.id == 3)
+    with pytest.raises(EventLogError, match=f"line {at + 1}: expansion 3 of node 10000 does not follow"):
+        SearchTree.replay([*events[:at], Asked(3, 10_000, 4), *events[at + 1 :]])
+    with pytest.raises(EventLogError, match="opening"):
+        SearchTree.replay(events[1:])
+    with pytest.raises(EventLogError, match="line 2"):
+        decode(encode(events[0]) + b"no json\n")
+    with pytest.raises(EventLogError, match=r"line \d+: Told does not follow"):
+        SearchTree.replay([events[0], *(e for e in events if isinstance(e, Told))])
 
 
 def expand(tree, outcomes, priors=None):
-    expansion = tree.ask()
-    actions = tree.begin(expansion.id, len(outcomes), priors)
+    expansion = tree.ask(len(outcomes))
+    actions = tree.begin(expansion.id, priors)
     nodes = [
         tree.tell(expansion.id, i, o(a) if callable(o) else o)
         for i, (a, o) in enumerate(zip(actions, outcomes, strict=True))
@@ -145,8 +194,8 @@ def test_prompts_are_exactly_the_sampled_ids():
 
 def test_telling_twice_changes_nothing():
     tree = make()
-    expansion = tree.ask()
-    tree.begin(expansion.id, 2)
+    expansion = tree.ask(2)
+    tree.begin(expansion.id)
     assert tree.tell(expansion.id, 0, step("a")) is not None
     assert tree.tell(expansion.id, 0, step("b")) is None
     assert len(tree.nodes) == 2
@@ -198,8 +247,8 @@ def test_abandoned_expansions_leave_nothing_in_flight():
     tree = make()
     first = tree.ask()
     tree.abandon(first.id, "cancelled before it began")
-    second = tree.ask()
-    tree.begin(second.id, 3)
+    second = tree.ask(3)
+    tree.begin(second.id)
     tree.tell(second.id, 1, step("kept"))
     tree.abandon(second.id, "cancelled")
     assert tree.idle
@@ -221,7 +270,7 @@ def test_search_turns_to_the_better_branch():
     good, bad = tree.nodes[1], tree.nodes[2]
     for _ in range(2):
         expansion = tree.ask()
-        actions = tree.begin(expansion.id, 4, {2: 0.5, 3: 0.5})
+        actions = tree.begin(expansion.id, {2: 0.5, 3: 0.5})
         for slot, action in enumerate(actions):
             passed = 4 if expansion.node == good.id else 0
             result = program(f"x = {slot}", passed) if action is Action.CODE else step(f"refine {slot}")

@@ -1,0 +1,126 @@
+"""What a search tree is made of: nodes, what is asked for, and how a sample ended (method section 3)."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from reasoning.records import Action, Sample
+from sandbox import Verdict
+
+KEY_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the sandbox said of a program on the suite."""
+
+    verdict: Verdict
+    compiles: bool
+    passed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one drawn sample ended: a sample (judged if it holds a program), a failure of the infrastructure, or
+    `pruned`, because the tree needed it no more.
+
+    `score`: the PRM's value of the state after the step, if it was asked.
+    """
+
+    sample: Sample | None = None
+    judgement: Judgement | None = None
+    score: float | None = None
+    infra_error: str = ""
+    pruned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """A request: draw `count` samples after `node`, each of one of the `legal` actions."""
+
+    id: int
+    node: int
+    depth: int
+    count: int
+    legal: tuple[Action, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A step. Four statistics, never mixed: search value (`visits`, `value_sum`), independently sampled terminals below
+    (`sampled`, `passed`; for labels), the best terminal (`best`), and counts (`multiplicity`, `asked`, `in_flight`).
+
+    `token_ids` and `logprobs` are packed (4 bytes each): trees have millions of them. `available`: nodes of the
+    subtree, itself included, that were never expanded and can be. `in_flight`, `asked`: expansions of the subtree that
+    are running, that were ever handed out.
+    """
+
+    id: int
+    parent: int | None
+    depth: int
+    action: Action | None
+    header_ids: tuple[int, ...] = ()
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
+    mean_logprob: float = 0.0
+    weight_spans: tuple[tuple[int, int, int], ...] = ()
+    text: str = ""
+    failure: str = ""
+    program: str | None = None
+    judgement: Judgement | None = None
+    score: float | None = None
+    value: float | None = None
+    children: list[int] = field(default_factory=list)
+    by_key: dict[bytes, int] | None = None
+    action_prior: dict[int, float] | None = None
+    prior: float = 0.0
+    priors_stale: bool = False
+    expansions: int = 0
+    pending: int = 0
+    available: int = 1
+    in_flight: int = 0
+    asked: int = 0
+    multiplicity: int = 1
+    visits: int = 0
+    value_sum: float = 0.0
+    sampled: int = 0
+    passed: int = 0
+    best: float | None = None
+
+    @property
+    def terminal(self) -> bool:
+        return self.value is not None
+
+    @property
+    def closed(self) -> bool:
+        """Nothing below is left to try, and nothing is running there."""
+        return self.value is not None or (self.available == 0 and self.in_flight == 0)
+
+    def statistics(self) -> tuple[object, ...]:
+        """All that was counted, for comparing trees."""
+        return (
+            self.visits, self.value_sum, self.sampled, self.passed, self.best, self.multiplicity, self.asked,
+            self.in_flight, self.available, self.expansions, self.pending,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def program_key(program: str) -> str:
+    """A hash that is equal for programs with the same syntax tree (layout and comments do not count)."""
+    try:
+        text = ast.dump(ast.parse(program))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        text = program.strip()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def step_key(action: Action, text: str, program: str | None) -> bytes:
+    """What makes two siblings the same step: the program's syntax tree, or action and text."""
+    content = program_key(program) if program is not None else f"{int(action)}:{text}"
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
