@@ -65,7 +65,7 @@ def test_a_pair_holds_what_the_learner_needs():
         ([(2, 2), (0, 2)], [(0, 1)]),
         ([(4, 8), (2, 8)], []),  # a quarter apart, within 2 standard errors
         ([(500, 1000), (250, 1000)], [(0, 1)]),
-        ([(600, 1000), (350, 1000)], [(0, 1)]),  # 0.6 - 0.35 < 0.25 in floating point
+        ([(282, 1000), (32, 1000)], [(0, 1)]),  # 0.282 - 0.032 < 0.25 in floating point
         ([(500, 1000), (251, 1000)], []),  # many standard errors, less than a quarter
         ([(9, 9), (0, 0)], []),  # nothing is known of the second
     ],
