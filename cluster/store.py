@@ -44,6 +44,47 @@ _PATH = pa.schema(
         ("temperature", pa.float64()),
     ]
 )
+_IDS = pa.list_(pa.int32())
+_NUMBERS = pa.list_(pa.float64())
+_SCHEMAS = {
+    "labels": pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("token_ids", _IDS),
+            ("ends", _IDS),
+            ("targets", _NUMBERS),
+            ("weights", _NUMBERS),
+        ]
+    ),
+    "pairs": pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("tree_id", pa.string()),
+            ("prefix_ids", _IDS),
+            ("chosen_ids", _IDS),
+            ("rejected_ids", _IDS),
+            ("chosen_value", pa.float64()),
+            ("rejected_value", pa.float64()),
+            ("margin", pa.float64()),
+            ("weight", pa.float64()),
+        ]
+    ),
+    "trajectories": pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("token_ids", _IDS),
+            ("loss_mask", pa.list_(pa.int8())),
+            ("logprobs", _NUMBERS),
+            ("advantages", _NUMBERS),
+            ("outcome", pa.float64()),
+            ("temperature", pa.float64()),
+            ("weight_versions", _IDS),
+        ]
+    ),
+    "generated": pa.schema([("problem_id", pa.string()), ("text", pa.string()), ("lost", pa.bool_())]),
+}
+"""Columns by kind. pyarrow would guess none for an empty shard, and a type of its own for lists that are all empty, so
+that shards of one kind could not be read together."""
 
 
 class ProcessDataStore:
@@ -58,14 +99,29 @@ class ProcessDataStore:
         return self.write_table("paths", shard, pa.Table.from_pylist(rows, schema=_PATH))
 
     def write_records(self, kind: str, shard: str, records: Sequence[R]) -> Path:
-        """Write `<root>/<kind>/<shard>.parquet` of records with plain fields (labels, trajectories)."""
-        return self.write_table(kind, shard, pa.Table.from_pylist([r.model_dump(mode="json") for r in records]))
+        """Write `<root>/<kind>/<shard>.parquet` of records with plain fields: labels, pairs, trajectories, generated.
+
+        Raises ValueError for another kind, and where the records' fields are not the columns of their kind.
+        """
+        schema = _SCHEMAS.get(kind)
+        if schema is None:
+            raise ValueError(f"kind: got {kind!r}; use one of {', '.join(_SCHEMAS)}")
+        rows = [r.model_dump(mode="json") for r in records]
+        for row in rows:
+            # pyarrow would drop what has no column and fill with nulls what has no value.
+            if row.keys() != set(schema.names):
+                raise ValueError(f"{kind}: got fields {', '.join(row)}; use {', '.join(schema.names)}")
+        return self.write_table(kind, shard, pa.Table.from_pylist(rows, schema=schema))
 
     def write_table(self, kind: str, shard: str, table: pa.Table) -> Path:
         target = self.root / kind / f"{shard}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(".partial")
-        pq.write_table(table, scratch)
+        if table.num_rows:
+            pq.write_table(table, scratch)
+        else:
+            # write_table would write one row group of no rows, on which `datasets` fails even beside other shards.
+            pq.ParquetWriter(scratch, table.schema).close()
         _into_place(scratch, target)
         return target
 

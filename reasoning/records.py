@@ -171,6 +171,25 @@ class StepLabel(Record):
     weights: tuple[float, ...]
 
 
+class StepPair(Record):
+    """A preference pair of the pair-wise PRM: two steps after the same prefix in one tree (method section 4).
+
+    `prefix_ids`: prompt and steps up to the end of the parent. `chosen_ids`, `rejected_ids`: header and tokens of the
+    step that wins and of the one that loses. `chosen_value`, `rejected_value`: passed / sampled terminals below them,
+    in [0, 1]; `margin`: their difference. `weight`: 1 / (n_pos * n_neg) of the sibling group.
+    """
+
+    problem_id: str
+    tree_id: str
+    prefix_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    chosen_value: float
+    rejected_value: float
+    margin: float = Field(gt=0)
+    weight: float = Field(gt=0)
+
+
 class Trajectory(Record):
     """What the policy learner trains on; all sequences have the length of `token_ids`.
 

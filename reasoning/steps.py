@@ -82,6 +82,12 @@ def render(steps: Sequence[Step]) -> str:
     return "".join(parts)
 
 
+def readable(number: int, step: Step) -> str:
+    """Step `number` (from 1) as `render` writes it, without the markers: its header line and its body."""
+    text = (header(number, step.action) + body_as_sampled(step)).strip()
+    return text.removeprefix(BEGIN).removesuffix(END).strip()
+
+
 def parse(text: str) -> tuple[Step, ...]:
     """The steps of a text written by `render`.
 

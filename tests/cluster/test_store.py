@@ -2,13 +2,25 @@
 
 import math
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_records import ids, paths, text, unit
 
 from cluster.store import ProcessDataStore
-from reasoning.records import Action, Path, ProblemTest, StepLabel, StepRecord, Suite, Trajectory
+from reasoning.records import (
+    Action,
+    GeneratedText,
+    Path,
+    ProblemTest,
+    StepLabel,
+    StepPair,
+    StepRecord,
+    Suite,
+    TextPair,
+    Trajectory,
+)
 from sandbox import CallCase, CloseValue, ExpressionCase, StdioCase, Verdict
 
 per_test = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -22,6 +34,22 @@ def labels(draw):
     return StepLabel(
         problem_id=draw(text), token_ids=draw(ids), ends=ends, targets=draw(per_end), weights=draw(per_end)
     )
+
+
+positive = st.floats(0, 1, exclude_min=True)
+pairs = st.builds(
+    StepPair,
+    problem_id=text,
+    tree_id=text,
+    prefix_ids=ids,
+    chosen_ids=ids,
+    rejected_ids=ids,
+    chosen_value=unit,
+    rejected_value=unit,
+    margin=positive,
+    weight=positive,
+)
+generated = st.builds(GeneratedText, problem_id=text, text=text, lost=st.booleans())
 
 
 @st.composite
@@ -85,18 +113,31 @@ def test_paths(store, made):
     assert store.read_paths(["shard"]) == made
 
 
-@given(st.lists(labels(), max_size=4))
-@per_test
-def test_labels(store, made):
-    store.write_records("labels", "shard", made)
-    assert store.read_records("labels", "shard", StepLabel) == made
+KINDS = {
+    "labels": (StepLabel, labels()),
+    "pairs": (StepPair, pairs),
+    "trajectories": (Trajectory, trajectories()),
+    "generated": (GeneratedText, generated),
+}
 
 
-@given(st.lists(trajectories(), max_size=4))
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
 @per_test
-def test_trajectories(store, made):
-    store.write_records("trajectories", "shard", made)
-    assert store.read_records("trajectories", "shard", Trajectory) == made
+def test_records(store, kind, data):
+    record, made_by = KINDS[kind]
+    made = data.draw(st.lists(made_by, max_size=4))
+    store.write_records(kind, "shard", made)
+    assert store.read_records(kind, "shard", record) == made
+
+
+def test_records_without_a_column_are_refused(store):
+    with pytest.raises(ValueError, match="kind: got 'notes'; use one of labels, pairs"):
+        store.write_records("notes", "shard", [])
+    pair = TextPair(problem_id="p", prompt="a", chosen="b", rejected="c")
+    with pytest.raises(ValueError, match="pairs: got fields problem_id, prompt, chosen, rejected; use problem_id"):
+        store.write_records("pairs", "shard", [pair])
+    assert not list(store.root.rglob("*.parquet"))
 
 
 def test_shards_are_read_in_order_replaced_and_leave_nothing_unfinished(store):
@@ -150,6 +191,48 @@ def test_datasets_reads_labels_and_trajectories(store, tmp_path):
     rows = read_by_datasets(store.write_records("trajectories", "shard", [trajectory]), tmp_path)
     assert rows[0]["advantages"] == [0.0, 1.0]
     assert rows[0]["weight_versions"] == []
+
+
+PAIR = StepPair(
+    problem_id="p",
+    tree_id="t",
+    prefix_ids=(1, 2),
+    chosen_ids=(3,),
+    rejected_ids=(4, 5),
+    chosen_value=1.0,
+    rejected_value=0.25,
+    margin=0.75,
+    weight=0.5,
+)
+
+
+def test_datasets_reads_pairs(store, tmp_path):
+    rows = read_by_datasets(store.write_records("pairs", "shard", [PAIR]), tmp_path)
+    assert rows[0] == PAIR.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_shards_have_the_columns_of_their_kind(store, kind):
+    record, _ = KINDS[kind]
+    assert pq.read_schema(store.write_records(kind, "shard", [])).names == list(record.model_fields)
+    assert store.read_records(kind, "shard", record) == []
+
+
+def test_datasets_reads_paths_where_a_shard_is_empty(store, tmp_path):
+    from datasets import load_dataset
+
+    files = [str(store.write_paths("a", [])), str(store.write_paths("b", [PATH]))]
+    rows = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows["tree_id"] == ["t"]
+
+
+def test_datasets_reads_shards_together_where_some_are_empty_or_hold_empty_lists(store, tmp_path):
+    from datasets import load_dataset
+
+    bare = PAIR.model_copy(update={"prefix_ids": (), "chosen_ids": (), "rejected_ids": ()})
+    files = [str(store.write_records("pairs", name, made)) for name, made in [("a", [bare]), ("b", []), ("c", [PAIR])]]
+    rows = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))["train"]
+    assert [StepPair.model_validate(row) for row in rows] == [bare, PAIR]
 
 
 SUITES = [

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
 
-from reasoning.labels import held_out, label_counts, mean_target, pass_rate, soft_label, solved_paths, step_labels
+from reasoning.labels import (
+    hard_label,
+    held_out,
+    label_counts,
+    mean_target,
+    pass_rate,
+    soft_label,
+    solved_paths,
+    step_labels,
+)
 from reasoning.records import Action
 
 DEFINE, REFINE, CODE = Action.DEFINE, Action.REFINE, Action.CODE
@@ -18,10 +27,27 @@ def test_soft_label_golden():
     assert soft_label(8, 16) == (0.5, 1.0)
 
 
-@pytest.mark.parametrize("passed, sampled", [(-1, 3), (4, 3)])
-def test_soft_label_refuses(passed, sampled):
+def test_hard_label_golden():
+    assert hard_label(1, 8) == (1.0, 1.0)
+    assert hard_label(0, 8) == (0.0, 1.0)
+    assert hard_label(20, 20) == (1.0, 1.0)
+    assert hard_label(7, 7)[1] == 0.0
+    assert hard_label(0, 0)[1] == 0.0
+
+
+@pytest.mark.parametrize("label", [soft_label, hard_label])
+@pytest.mark.parametrize("passed, sampled", [(-1, 3), (4, 3), (-1, 9)])
+def test_labels_refuse(label, passed, sampled):
     with pytest.raises(ValueError, match="passed, sampled"):
-        soft_label(passed, sampled)
+        label(passed, sampled)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_a_hard_label_says_whether_anything_passed_where_enough_was_sampled(passed, failed):
+    target, weight = hard_label(passed, passed + failed)
+    assert weight == (passed + failed >= 8)
+    if weight:
+        assert target == (passed > 0)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -54,6 +80,22 @@ def test_labels_stand_at_the_last_token_of_each_step():
     assert [label.token_ids[end] for end in label.ends] == [4, 5]
     assert label.targets == pytest.approx((0.5, 0.9))
     assert label.weights == (0.5, 0.5)
+
+
+def test_hard_labels_of_paths():
+    shared = step(DEFINE, [3, 4], passed=1, sampled=8)
+    paths = [path(steps=(shared, step(CODE, [n], passed=0, sampled=n))) for n in (7, 8)]
+    labels = step_labels(paths, kind="hard")
+    assert [x.weights for x in labels] == [(1.0, 0.0), (0.0, 1.0)]
+    assert [x.targets[0] for x in labels] == [1.0, 1.0]
+    assert labels[1].targets[1] == 0.0
+    assert [(x.token_ids, x.ends) for x in labels] == [(x.token_ids, x.ends) for x in step_labels(paths)]
+    assert step_labels([path(steps=(step(DEFINE, [3], passed=7, sampled=7),))], kind="hard") == []
+
+
+def test_another_kind_of_label_is_refused():
+    with pytest.raises(ValueError, match="kind: got 'firm'"):
+        step_labels([], kind="firm")
 
 
 def test_a_shared_step_counts_once_per_tree():
@@ -103,6 +145,22 @@ def test_d_plus_is_solved_distinct_short_and_few():
     assert solved_paths(everything, 9) == [short, other, elsewhere]
     assert solved_paths(everything, 1) == [short, elsewhere]
     assert solved_paths([wrong, lost], 9) == []
+
+
+def test_programs_of_d_plus_differ_in_more_than_layout():
+    one = path(program="x = 1\n")
+    same = path(program="x=1  # note\n", steps=(step(DEFINE, [1]), step(CODE, range(8))))
+    other = path(program="x = 2\n", steps=(step(DEFINE, [1]), step(CODE, range(9))))
+    elsewhere = path(problem="q", program="x=1\n")
+    assert solved_paths([other, same, one, elsewhere], 9) == [one, other, elsewhere]
+    assert solved_paths([other, same], 9) == [same, other]
+
+
+def test_d_plus_has_no_incomplete_paths():
+    accepted = path()
+    unfinished = accepted.model_copy(update={"value": None, "tree_id": "unfinished"})
+    without_program = accepted.model_copy(update={"program": None, "tree_id": "malformed"})
+    assert solved_paths([unfinished, without_program, accepted], 9) == [accepted]
 
 
 def test_pass_rate_counts_complete_paths():

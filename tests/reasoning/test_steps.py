@@ -17,6 +17,7 @@ from reasoning.steps import (
     legal_actions,
     parse,
     read_sample,
+    readable,
     render,
 )
 
@@ -39,6 +40,14 @@ def paths(draw):
 @given(paths())
 def test_rendered_steps_parse_back(steps):
     assert list(parse(render(steps))) == steps
+
+
+@given(paths())
+def test_readable_steps_are_the_rendered_ones_without_markers(steps):
+    shown = [readable(number, step) for number, step in enumerate(steps, start=1)]
+    assert not any(BEGIN in text or END in text for text in shown)
+    again = "\n".join(f"{BEGIN}\n{text}\n{END}" for text in shown)
+    assert [s.text.rstrip() for s in parse(again)] == [s.text.rstrip() for s in steps]
 
 
 def test_every_shipped_demonstration_survives_the_grammar():
