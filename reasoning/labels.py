@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from reasoning.nodes import program_key
 from reasoning.records import Path, StepLabel
-from reasoning.tree import program_key
 
 FULL_WEIGHT_SAMPLES = 8
 

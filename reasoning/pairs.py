@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from reasoning.records import Path, StepPair
+from reasoning.records import Action, Path, StepPair
 
 MIN_MARGIN = 0.25
 STANDARD_ERRORS = 2.0
@@ -18,15 +18,23 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class _Sibling:
-    """A step with `sampled` > 0 independently sampled terminals below it, `passed` of which pass."""
+    """A step with `sampled` > 0 independently sampled terminals below it, `passed` of which pass.
+
+    `exact`: it is a code step, so that its value was judged and not estimated.
+    """
 
     ids: tuple[int, ...]
     passed: int
     sampled: int
+    exact: bool = False
 
     @property
     def value(self) -> float:
         return self.passed / self.sampled
+
+    @property
+    def variance(self) -> float:
+        return 0.0 if self.exact else _variance(self.passed, self.sampled)
 
 
 def standard_error(passed: int, sampled: int, other_passed: int, other_sampled: int) -> float:
@@ -43,7 +51,11 @@ def required_margin(passed: int, sampled: int, other_passed: int, other_sampled:
 
     Raises ValueError as `standard_error` does. Method section 4.
     """
-    return max(MIN_MARGIN, STANDARD_ERRORS * standard_error(passed, sampled, other_passed, other_sampled))
+    return _required(_variance(passed, sampled) + _variance(other_passed, other_sampled))
+
+
+def _required(variance: float) -> float:
+    return max(MIN_MARGIN, STANDARD_ERRORS * math.sqrt(variance))
 
 
 def step_pairs(paths: Iterable[Path], per_problem: int) -> list[StepPair]:
@@ -51,8 +63,9 @@ def step_pairs(paths: Iterable[Path], per_problem: int) -> list[StepPair]:
 
     Siblings are distinct steps of one tree after the same token ids. A step's value is the share of the independently
     sampled terminals below it that pass, malformed ones among those that do not; steps without any are in no pair. A
-    pair needs a difference of at least `required_margin`. Its weight is 1 / (n_pos * n_neg), the numbers of distinct
-    winners and losers in the returned pairs of its siblings, so that no group of siblings weighs more than 1.
+    pair needs a difference of at least `required_margin`, in which a code step, whose value was judged, has no error of
+    its own. Its weight is 1 / (n_pos * n_neg), the numbers of distinct winners and losers in the returned pairs of its
+    siblings, so that no group of siblings weighs more than 1.
 
     The result does not depend on the order of the paths, but for that of the problems, which is that of `paths`.
 
@@ -83,7 +96,7 @@ def _sibling_groups(paths: Iterable[Path]) -> dict[_Group, list[_Sibling]]:
                 known = group.get(ids)
                 # Where paths were taken at different times, the later counts include the earlier ones.
                 if known is None or (known.sampled, known.passed) < (step.sampled, step.passed):
-                    group[ids] = _Sibling(ids, step.passed, step.sampled)
+                    group[ids] = _Sibling(ids, step.passed, step.sampled, step.action is Action.CODE)
             prefix += ids
     return {key: list(group.values()) for key, group in groups.items()}
 
@@ -93,7 +106,7 @@ def _pairs(problem_id: str, tree_id: str, prefix: tuple[int, ...], siblings: Seq
     pairs: list[StepPair] = []
     for winner, loser in permutations(siblings, 2):
         margin = winner.value - loser.value
-        if margin + _ROUNDING >= required_margin(winner.passed, winner.sampled, loser.passed, loser.sampled):
+        if margin + _ROUNDING >= _required(winner.variance + loser.variance):
             pairs.append(
                 StepPair(
                     problem_id=problem_id,

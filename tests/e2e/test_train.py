@@ -203,24 +203,19 @@ def test_process_data_is_readable_by_datasets_and_true_to_the_trees(finished):
 
 
 def test_trees_replay_from_their_event_logs(finished):
-    from actors.tokens import Tokens
-    from cluster.models import resolve
-    from reasoning.search import SearchSettings
-    from reasoning.steps import StepCodec
+    from cluster.store import ProcessDataStore
+    from reasoning.event_log import Ended, decode
     from reasoning.tree import SearchTree
 
     run_dir, *_ = finished
-    files = sorted((run_dir / "trees" / "round-1-search").glob("*.json"))
+    files = sorted((run_dir / "trees" / "round-1-search").glob("*.jsonl"))
     assert len(files) == 12
-    codec = StepCodec(Tokens.load(resolve("smollm2-135m")).encode)
+    paths = ProcessDataStore(run_dir / "data").read_paths(["round-1-search"])
     for file in files:
-        record = json.loads(file.read_text())
-        settings = SearchSettings(**record["settings"])
-        tree = SearchTree.replay(
-            record["tree_id"], record["problem_id"], (1,), codec.header_ids, settings, record["events"]
-        )
-        assert tree.idle
-        assert (tree.tokens, len(tree.nodes)) == (record["tokens"], record["nodes"])
+        events = decode(file.read_bytes())
+        tree = SearchTree.replay(events)
+        assert tree.idle and isinstance(events[-1], Ended)
+        assert [p.steps for p in tree.paths()] == [p.steps for p in paths if p.tree_id == tree.id]
 
 
 def test_suites_hold_no_test_twice_and_reference_outputs_are_right(finished):

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
 
+from reasoning.nodes import Judgement, Outcome
 from reasoning.pairs import MIN_MARGIN, required_margin, standard_error, step_pairs
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings
-from reasoning.tree import Judgement, Outcome, SearchTree
+from reasoning.tree import SearchTree
 from sandbox import Verdict
 
 DEFINE, REFINE, CODE = Action.DEFINE, Action.REFINE, Action.CODE
@@ -74,6 +75,11 @@ def test_only_clear_differences_make_pairs(counts, expected):
     assert ends(step_pairs(siblings(*counts), 9)) == expected
 
 
+def test_programs_were_judged_and_not_estimated():
+    paths = [path(steps=(step(DEFINE, [0]), step(CODE, [i], passed=p, sampled=1))) for i, p in enumerate((1, 0))]
+    assert ends(step_pairs(paths, 9)) == [(0, 1)]
+
+
 def test_the_search_value_does_not_count():
     paths = siblings((9, 9), (0, 9))
     misled = [
@@ -115,14 +121,15 @@ def test_later_counts_of_a_step_replace_earlier_ones():
 
 
 def test_malformed_steps_lose():
-    tree = SearchTree("t", "p", (1, 2), lambda number, action: (90 + number,), SearchSettings(root_samples=4))
+    headers = {(number, action): (90 + number,) for number in range(1, 5) for action in Action}
+    tree = SearchTree("t", "p", (1, 2), headers, SearchSettings(root_samples=4, samples=6))
     expansion = tree.ask()
-    tree.begin(expansion.id, 4)
+    tree.begin(expansion.id)
     for slot in range(4):  # the first is well formed, the others repeat a text that was cut off
         text, finish = ("plan\n<Step_End>", "stop") if slot == 0 else ("cut", "length")
         tree.tell(expansion.id, slot, Outcome(Sample((int(slot == 0),), (-0.5,), text, finish)))
     expansion = tree.ask()
-    for slot, action in enumerate(tree.begin(expansion.id, 6, {2: 0.0, 3: 1.0})):
+    for slot, action in enumerate(tree.begin(expansion.id, {2: 0.0, 3: 1.0})):
         assert action is CODE
         judged = Judgement(Verdict.ACCEPTED, True, 4, 4)
         tree.tell(expansion.id, slot, Outcome(Sample((slot,), (-0.5,), f"x = {slot}\n```", "stop"), judged))
@@ -164,7 +171,7 @@ def test_pairs_are_siblings_far_apart_capped_and_weighted(paths, cap):
     for p in paths:
         ids = p.prompt_ids
         for s in p.steps:
-            states[p.tree_id, ids, s.header_ids + s.token_ids] = (s.passed, s.sampled)
+            states[p.tree_id, ids, s.header_ids + s.token_ids] = (s.passed, s.sampled, s.action)
             ids += s.header_ids + s.token_ids
     for pair in pairs:
         assert pair.chosen_ids != pair.rejected_ids
@@ -172,7 +179,8 @@ def test_pairs_are_siblings_far_apart_capped_and_weighted(paths, cap):
         lost = states[pair.tree_id, pair.prefix_ids, pair.rejected_ids]
         assert pair.chosen_value == won[0] / won[1]
         assert pair.rejected_value == lost[0] / lost[1]
-        assert pair.margin >= required_margin(*won, *lost) - 1e-9
+        judged = won[2] is CODE  # and so is its sibling: actions follow the depth here
+        assert pair.margin >= (MIN_MARGIN if judged else required_margin(*won[:2], *lost[:2])) - 1e-9
         alike = [other for other in pairs if group(other) == group(pair)]
         winners, losers = {x.chosen_ids for x in alike}, {x.rejected_ids for x in alike}
         assert pair.weight == 1 / (len(winners) * len(losers))
