@@ -12,7 +12,8 @@ from typing import Any
 
 import ray
 
-from actors.engine import Draw, Engine, EngineError, EngineSettings
+from actors.engine import Engine, EngineSettings
+from actors.sampling import Draw, EngineError
 from actors.sandbox_pool import RayPool
 from actors.tokens import Tokens
 from actors.tree_search import TreeSearch

@@ -1,6 +1,6 @@
 """Runs search trees and plain chains of steps against an engine, a judge and a scorer (method section 3).
 
-Knows neither Ray nor vLLM: what it needs of them are the three protocols below.
+Knows neither Ray nor vLLM: what it needs of them are the protocols of `actors.sampling`.
 """
 
 from __future__ import annotations
@@ -9,30 +9,16 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from actors.engine import Draw, EngineError
+from actors.sampling import Draw, EngineError, Judge, Sampler, Scorer
 from reasoning.records import Action, Path, Problem, Sample, StepRecord, Suite
 from reasoning.search import SearchSettings, terminal_value
 from reasoning.steps import STOPS, StepCodec, extract_program, legal_actions, read_sample
 from reasoning.tree import Expansion, Judgement, Outcome, SearchTree
-from sandbox import Limits, Submission, SuiteResult, Verdict
+from sandbox import Limits, Submission, Verdict
 
 CHAIN_ATTEMPTS = 3
-
-
-class Sampler(Protocol):
-    """What of an engine is used here; see `actors.engine.Engine`."""
-
-    async def draw(self, prompt_ids: Sequence[int], draw: Draw, seed: int | None = None) -> Sample: ...
-
-    async def choose(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> dict[int, float]: ...
-
-
-Judge = Callable[[Submission], Awaitable[SuiteResult]]
-Scorer = Callable[[Sequence[int]], Awaitable[float]]
-"""Token ids up to the end of a step -> the PRM's value in [0, 1]."""
 
 
 class TreeSearch:

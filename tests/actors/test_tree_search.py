@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from actors.engine import EngineError
+from actors.sampling import EngineError
 from actors.tree_search import CHAIN_ATTEMPTS, TreeSearch
 from reasoning.records import Action, Problem, ProblemTest, Sample, Suite
 from reasoning.search import SearchSettings
