@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 
+from actors.sampling import Draw, EngineDeadError, EngineError
 from reasoning.records import Sample
 
 START_DEADLINE_S = 600.0
-
-
-class EngineError(RuntimeError):
-    """The engine failed or did not answer in time: an infrastructure failure, never the policy's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +28,6 @@ class EngineSettings:
     kv_cache_gib: int = 1
     seed: int = 0
     request_deadline_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How to draw from the policy. `stop`: strings that end a sample; they are kept in it."""
-
-    max_tokens: int
-    temperature: float = 0.8
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    greedy: bool = False
 
 
 class Engine:
@@ -99,7 +85,8 @@ class Engine:
     async def draw(self, prompt_ids: Sequence[int], draw: Draw, seed: int | None = None) -> Sample:
         """One sample after exactly `prompt_ids`. `seed` is honoured on GPU only.
 
-        Raises EngineError where the engine fails or the deadline passes; the request is then aborted.
+        Raises EngineError where the engine fails or the deadline passes; the request is then aborted. It is an
+        EngineDeadError where vLLM says that its engine is dead.
         """
         output = await self._generate(prompt_ids, self._params(draw, seed, logprobs=0))
         ids = tuple(output.token_ids)
@@ -193,7 +180,8 @@ class Engine:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # vLLM's errors are many; all are infrastructure here
-            raise EngineError(f"{type(error).__name__}: {error}") from error
+            kind = EngineDeadError if _says_dead(error) else EngineError
+            raise kind(f"{type(error).__name__}: {error}") from error
         finally:
             self._leave()
         if last is None:
@@ -214,3 +202,10 @@ class Engine:
     def seconds_busy(self) -> float:
         """Seconds during which at least one request was running."""
         return self.busy_seconds + (time.monotonic() - self._busy_since if self.running else 0.0)
+
+
+def _says_dead(error: Exception) -> bool:
+    """Whether vLLM's error means that its engine process is gone for good."""
+    from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+
+    return isinstance(error, VllmEngineDeadError)

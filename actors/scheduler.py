@@ -33,6 +33,8 @@ from reasoning.steps import STOPS, StepCodec, extract_program, read_sample
 from reasoning.tree import SearchTree
 
 DRY = "nothing left to try"
+KNOWN_LENGTHS = 64
+"""Samples after which their mean length is known well enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,11 @@ class Searched:
 
 @dataclass(slots=True)
 class SchedulerStats:
-    """Since the start: expansions, samples by how they ended, and seconds of this process spent on trees."""
+    """Since the start: expansions, samples by their end, tokens of those told, seconds of this process on trees."""
 
     expansions: int = 0
     told: int = 0
+    tokens: int = 0
     lost: int = 0
     pruned: int = 0
     trees: int = 0
@@ -179,7 +182,10 @@ class SearchScheduler:
 
     def _ask(self, active: _Active) -> Expansion | None:
         started = time.perf_counter()
-        expansion = None if active.tree.finished(self._elapsed(active)) else active.tree.ask()
+        # Over all trees: the first to come back of one tree are its short ones.
+        mean_length = self.stats.tokens / self.stats.told if self.stats.told >= KNOWN_LENGTHS else None
+        over = active.tree.finished(self._elapsed(active))
+        expansion = None if over else active.tree.ask(mean_length=mean_length)
         self.stats.host_s += time.perf_counter() - started
         return expansion
 
@@ -287,7 +293,7 @@ class SearchScheduler:
     def _told(self, active: _Active, change: Callable[[], object]) -> None:
         """Change a tree by what has ended, and count it."""
         tree, started = active.tree, time.perf_counter()
-        before = tree.samples, tree.infra_errors, tree.pruned
+        before = tree.samples, tree.infra_errors, tree.pruned, tree.tokens
         try:
             change()
         except OSError as error:  # the log takes no more
@@ -295,6 +301,7 @@ class SearchScheduler:
         self.stats.told += tree.samples - before[0]
         self.stats.lost += tree.infra_errors - before[1]
         self.stats.pruned += tree.pruned - before[2]
+        self.stats.tokens += tree.tokens - before[3]
         self.stats.host_s += time.perf_counter() - started
 
     async def _judge(self, active: _Active, action: Action, sample: Sample) -> Judgement | None:

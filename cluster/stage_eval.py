@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from actors.engine import EngineError
+from actors.sampling import EngineError
 from cluster import flow
 from cluster.context import RunContext
 from reasoning.estimators import bootstrap, pass_at_k

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.engine import Draw
+from actors.sampling import Draw
 from actors.sandbox_pool import RayPool
 from cluster import flow
 from cluster.context import RunContext

@@ -148,13 +148,15 @@ class SearchTree:
 
     # --- ask ---
 
-    def ask(self, at_most: int | None = None) -> Expansion | None:
+    def ask(self, at_most: int | None = None, mean_length: float | None = None) -> Expansion | None:
         """The next expansion, marked in flight; None where there is nothing to do before something in flight ends.
 
-        Never more samples than `at_most`, and than the token budget has room for (by the mean length so far, with those
-        in flight counted).
+        Never more samples than `at_most`, and than the token budget has room for, with those in flight counted at
+        `mean_length` tokens each (None: the mean of this tree so far).
         """
-        room = self._room() if at_most is None else min(at_most, self._room())
+        room = self._room(mean_length)
+        if at_most is not None:
+            room = min(at_most, room)
         if room <= 0 and self._pending:
             return None
         node = self._policy.choose(self)
@@ -162,10 +164,11 @@ class SearchTree:
             return None
         return self._hand_out(node, max(1, min(self._policy.count(self, node), room)))
 
-    def _room(self) -> int:
+    def _room(self, mean_length: float | None) -> int:
         """How many samples the token budget has room for."""
         s = self.settings
-        mean_length = self.tokens / self.samples if self.samples else s.step_tokens / 2
+        if mean_length is None:
+            mean_length = self.tokens / self.samples if self.samples else s.step_tokens / 2
         left = s.token_budget - self.tokens - self._open_slots * mean_length
         return math.ceil(left / max(1.0, mean_length))
 

@@ -9,7 +9,8 @@ import sys
 import psutil
 import pytest
 
-from actors.engine import Draw, Engine, EngineError, EngineSettings
+from actors.engine import Engine, EngineSettings
+from actors.sampling import Draw, EngineDeadError, EngineError
 from actors.tokens import Tokens
 from cluster.weight_sync import judge_probe, mean_difference
 
@@ -192,3 +193,26 @@ if __name__ == "__main__":
         owner.wait(30)
     alive = psutil.wait_procs(children, timeout=30)[1]
     assert not [p.cmdline() for p in alive]
+
+
+def test_an_engine_that_vllm_calls_dead_is_told_from_one_that_failed(tmp_path):
+    from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    class Llm:
+        def __init__(self, error):
+            self.error = error
+
+        async def generate(self, prompt, params, request):
+            raise self.error
+            yield
+
+    def raised(error):
+        engine = Engine(tmp_path, EngineSettings())
+        engine._llm = Llm(error)
+        with pytest.raises(EngineError) as caught:
+            asyncio.run(engine.draw([1], Draw(4)))
+        return caught.type
+
+    assert raised(VllmEngineDeadError()) is EngineDeadError
+    assert raised(EngineGenerateError()) is EngineError
