@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ class SearchReport(ReportRecord):
     solved_share: Interval | None = Field(default=None, description="of those searched, with a 95 % bootstrap interval")
     solved_ids: tuple[str, ...] = ()
     tokens: NonNegativeInt = Field(description="sampled")
-    tokens_per_s: float | None = None
+    tokens_per_s: float | None = Field(default=None, description="None while trees have not ended")
     expansions: NonNegativeInt
     paths: NonNegativeInt
     programs: NonNegativeInt
@@ -71,6 +72,8 @@ def summarize(
     there are to search. `seconds`, `peak_memory` (bytes): 0 where not measured."""
     ended = sorted((r for r in reports if r.finished), key=lambda r: r.problem_id)
     tokens, programs = sum(r.tokens for r in ended), sum(r.programs for r in ended)
+    # The seconds went into the trees that have not ended as well.
+    rated = seconds > 0 and len(ended) == problems
     return SearchReport(
         run_dir=str(run_dir.path),
         model=config.model,
@@ -84,11 +87,11 @@ def summarize(
         solved_share=bootstrap([float(r.solved) for r in ended], config.seed) if ended else None,
         solved_ids=tuple(r.problem_id for r in ended if r.solved),
         tokens=tokens,
-        tokens_per_s=round(tokens / seconds, 1) if seconds else None,
+        tokens_per_s=round(tokens / seconds, 1) if rated else None,
         expansions=sum(r.expansions for r in ended),
         paths=sum(r.paths for r in ended),
         programs=programs,
-        programs_per_s=round(programs / seconds, 2) if seconds else None,
+        programs_per_s=round(programs / seconds, 2) if rated else None,
         duplicates=sum(r.duplicates for r in ended),
         lost=sum(r.lost for r in ended),
         pruned=sum(r.pruned for r in ended),
@@ -125,7 +128,7 @@ def render(report: SearchReport, console: Console) -> None:
         if text:
             console.print(Text(clean(text)), soft_wrap=True, highlight=False)
     if report.searched < report.problems or report.stopped_early:
-        go_on = f"To go on: ./o1coder search --resume {report.run_dir}"
+        go_on = f"To go on: ./o1coder search --resume {shlex.quote(report.run_dir)}"
         console.print(Text(clean(go_on), style="bold"), soft_wrap=True, highlight=False)
 
 
