@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.stop import EXIT_INTERRUPTED, interruptible
+from cluster.stop import EXIT_INTERRUPTED, Stop, interruptible
 from reasoning.errors import InputError, MachineError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,13 +29,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--budget", default="laptop", metavar="NAME", help="tiny, laptop, or a YAML file (default: laptop)"
     )
-    train.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: runs/TIME-ID)")
-    train.add_argument("--resume", metavar="DIR", help="go on with the run in DIR from its last finished stage")
-    train.add_argument("--seed", metavar="N")
-    train.add_argument("--model", metavar="NAME", help="alias, directory or hub id (default: smollm2-135m)")
-    train.add_argument("--problems", metavar="SOURCE", help="bundled, mbpp, FILE.jsonl or a hub id (default: bundled)")
-    train.add_argument("--ids", metavar="ID", nargs="+", help="only these problems")
-    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of `o1coder config`")
+    _add_run(train, "go on with the run in DIR from its last finished stage")
+    words = "search every problem once, without learning, and write the trees"
+    search = commands.add_parser("search", help="tree search alone", description=f"{words.capitalize()}.")
+    search.add_argument("--budget", metavar="NAME", help="tiny, laptop, or a YAML file (default: laptop)")
+    search.add_argument(
+        "--policy", metavar="NAME", help="puct, uct, gumbel, faithful, best-of-n or beam (default: search.policy)"
+    )
+    search.add_argument("--split", metavar="NAME", help="train, heldout or all (default: all)")
+    _add_run(search, "go on with the search in DIR")
     show = commands.add_parser("config", help="print every setting with its value")
     show.add_argument("--budget", default="laptop", metavar="NAME")
     show.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
@@ -48,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_run(command: argparse.ArgumentParser, resume: str) -> None:
+    """The options of every command that works in a run directory."""
+    command.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: runs/TIME-ID)")
+    command.add_argument("--resume", metavar="DIR", help=resume)
+    command.add_argument("--seed", metavar="N")
+    command.add_argument("--model", metavar="NAME", help="alias, directory or hub id (default: smollm2-135m)")
+    command.add_argument(
+        "--problems", metavar="SOURCE", help="bundled, mbpp, FILE.jsonl or a hub id (default: bundled)"
+    )
+    command.add_argument("--ids", metavar="ID", nargs="+", help="only these problems")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="any setting of `o1coder config`")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -57,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.command:
             case "train":
                 return _train(options, rest, given)
+            case "search":
+                return _search(options, rest, given)
             case "config":
                 return _config(options, rest)
             case "test":
@@ -95,18 +112,46 @@ def _overrides(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> int:
+    _require_run(options, rest)
+
+    def work(stop: Stop) -> int:
+        from rich.console import Console
+
+        from cluster.train import TrainRequest, train
+
+        request = TrainRequest(options.budget, options.run_dir, options.resume, _overrides(options))
+        return train(request, Console(), ["./o1coder", *given], stop)
+
+    return _stoppable(work)
+
+
+def _search(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> int:
+    _require_run(options, rest)
+
+    def work(stop: Stop) -> int:
+        from rich.console import Console
+
+        from cluster.search_job import SearchRequest, search
+
+        o = options
+        request = SearchRequest(o.budget, o.run_dir, o.resume, o.policy, o.split, _overrides(o))
+        return search(request, Console(), ["./o1coder", *given], stop)
+
+    return _stoppable(work)
+
+
+def _require_run(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if rest:
-        raise InputError("argument", rest[0], "an option of `o1coder train --help`, or section.key=value", "unknown")
+        legal = f"an option of `o1coder {options.command} --help`, or section.key=value"
+        raise InputError("argument", rest[0], legal, "unknown")
     if options.resume and options.run_dir:
         raise InputError("run-dir", options.run_dir, "either --run-dir or --resume", "--resume names the run already")
+
+
+def _stoppable(work: Callable[[Stop], int]) -> int:
     with interruptible() as stop:
         try:
-            from rich.console import Console
-
-            from cluster.train import TrainRequest, train
-
-            request = TrainRequest(options.budget, options.run_dir, options.resume, _overrides(options))
-            return train(request, Console(), ["./o1coder", *given], stop)
+            return work(stop)
         except BaseException:
             # Whatever the signal's exception became on its way through libraries.
             if not stop.signal:

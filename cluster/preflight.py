@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from reasoning.prompts import ChatEncoder, PolicyPrompts
 from reasoning.records import Problem
 from sandbox import LocalPool, PackageError, SandboxUnavailableError, Submission, SuiteResult, Verdict
 
-MIN_MEMORY_GB = 11.0
-"""What the laptop budget was seen to need, all processes together (docs/results.md); tiny peaks at 9.5."""
 CHECKS_S = 3600.0
 """How long all reference checks together may take; each run has limits of its own."""
 MIN_DISK_GIB = 4.0
@@ -35,10 +34,28 @@ CLOSING_S = 30.0
 """How long the cells of a check that was broken off may take to end."""
 
 
-def require_memory(model: Path) -> None:
-    """Raises InputError where the run would be killed for memory: a floor, plus the learner's 18 bytes a parameter."""
-    weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
-    need = max(MIN_MEMORY_GB, 8.3 + 10 * weights / 1e9)
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """What all processes of a command take together: `base_gb` and `per_byte` for each byte of weights on disk, and
+    `floor_gb` at least."""
+
+    floor_gb: float
+    base_gb: float
+    per_byte: float
+
+    def gb(self, weights: int) -> float:
+        """GB for `weights` bytes of weights."""
+        return max(self.floor_gb, self.base_gb + self.per_byte * weights / 1e9)
+
+
+LOOP_MEMORY = MemoryNeed(floor_gb=11.0, base_gb=8.3, per_byte=10.0)
+"""What the laptop budget was seen to need (docs/results.md; tiny peaks at 9.5), and the learner's 18 bytes per
+parameter."""
+
+
+def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY) -> None:
+    """Raises InputError where the run would be killed for memory."""
+    need = memory_need.gb(sum(f.stat().st_size for f in model.glob("*.safetensors")))
     taken, grouped = memory.available()
     free = taken / 1e9
     if free < need:
@@ -48,7 +65,25 @@ def require_memory(model: Path) -> None:
 
 
 def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
-    """The problems of the run, at least one of them held out. Raises InputError."""
+    """The problems of a training run, at least one of them held out. Raises InputError."""
+    return with_held_out(_read_problems(config, on_bad), config.ids)
+
+
+def problems_of(config: RunConfig, split: str, on_bad: BadRow) -> list[Problem]:
+    """The problems of one split ("train", "heldout", as `load_problems` makes them where the rows say nothing), or all
+    ("all"). Raises InputError, also where the split is empty."""
+    problems = _read_problems(config, on_bad)
+    if split == "all":
+        return problems
+    if len(problems) > 1 and not any(p.split == "heldout" for p in problems):
+        problems = with_held_out(problems, config.ids)
+    chosen = [p for p in problems if p.split == split]
+    if not chosen:
+        raise InputError("split", split, "all, or other problems", f"none of {len(problems)} problems belongs to it")
+    return chosen
+
+
+def _read_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
     ids = config.ids
     skip = on_bad if config.skip_bad_rows else None
     if config.problems == "bundled":
@@ -68,7 +103,7 @@ def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
         problems = _from_hub(MBPP_HUB if config.problems == "mbpp" else config.problems, ids, skip)
     else:
         raise InputError("problems", config.problems, "bundled, mbpp, an existing FILE.jsonl, or a hub id (owner/name)")
-    return with_held_out(problems, ids)
+    return problems
 
 
 def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Problem]:

@@ -33,11 +33,11 @@ _LONGEST_QUESTION = 1200
 Change = Literal["better", "worse", "no clear change"]
 
 
-class _Record(BaseModel):
+class ReportRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EvalSummary(_Record):
+class EvalSummary(ReportRecord):
     """One evaluation of the policy on the held-out problems."""
 
     pass_at_1: Interval = Field(description="over problems, unbiased, with a 95 % bootstrap interval")
@@ -46,14 +46,14 @@ class EvalSummary(_Record):
     prompt: str = Field(default="", description="how the model was asked, for example '2 written examples, steps'")
 
 
-class SearchCount(_Record):
+class SearchCount(ReportRecord):
     """Problems of one list that search solved, that is, found a program for that passes every test."""
 
     searched: NonNegativeInt
     solved: NonNegativeInt
 
 
-class SolvedExample(_Record):
+class SolvedExample(ReportRecord):
     """One attempt of the model: its steps (title, text), the program, and what the sandbox said."""
 
     steps: tuple[tuple[str, str], ...] = ()
@@ -63,7 +63,7 @@ class SolvedExample(_Record):
     verdict: str
 
 
-class Showcase(_Record):
+class Showcase(ReportRecord):
     """The held-out problem that gained most, as the model answered it before and after training; None: it gave no
     program. Rates: share of its samples that pass."""
 
@@ -75,7 +75,7 @@ class Showcase(_Record):
     after: SolvedExample | None = None
 
 
-class RunSummary(_Record):
+class RunSummary(ReportRecord):
     """Everything the report says. None means "not measured", which is never printed as 0."""
 
     run_dir: str
@@ -145,8 +145,8 @@ def write(summary: RunSummary, run_dir: RunDir) -> None:
 def _parts(summary: RunSummary, colours: bool, width: int) -> Iterator[RenderableType]:
     yield Rule(Text("Run stopped early" if summary.stopped_early else "Run finished", style="bold"), characters="─")
     yield _facts(
-        ("model", f"{_clean(summary.model)}, seed {summary.seed}, {_count(summary.rounds, 'round')} finished"),
-        *([("stopped early", _clean(summary.stopped_early))] if summary.stopped_early else []),
+        ("model", f"{clean(summary.model)}, seed {summary.seed}, {_count(summary.rounds, 'round')} finished"),
+        *([("stopped early", clean(summary.stopped_early))] if summary.stopped_early else []),
     )
     yield _line("  run directory     ", summary.run_dir)
     yield ""
@@ -186,7 +186,7 @@ def _evaluation(summary: RunSummary) -> Iterator[RenderableType]:
             table.add_row(name, *[MISSING] * 5)
             continue
         mean = result.pass_at_1
-        prompt = Text(_clean(result.prompt or MISSING))
+        prompt = Text(clean(result.prompt or MISSING))
         table.add_row(name, str(mean), _percent(result.greedy), str(mean.n), str(result.samples), prompt)
     yield Padding(table, (0, 0, 0, 1))
     yield _verdict(summary)
@@ -207,7 +207,7 @@ def _verdict(summary: RunSummary) -> RenderableType:
 
 def _search_and_tests(summary: RunSummary) -> Iterator[RenderableType]:
     yield Text("What the run did", style="bold")
-    origins = ", ".join(f"{count:,} {_clean(origin)}" for origin, count in summary.tests_by_origin.items() if count)
+    origins = ", ".join(f"{count:,} {clean(origin)}" for origin, count in summary.tests_by_origin.items() if count)
     solved = _of(summary.problems_solved, summary.problems_searched)
     if summary.solved_before or summary.solved_after:
         solved += f"\nbefore the update {_ratio(summary.solved_before)}, after it {_ratio(summary.solved_after)}"
@@ -238,7 +238,7 @@ def _stages(seconds: dict[str, float]) -> RenderableType:
     table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     for name, spent in seconds.items():
-        table.add_row(Text(_clean(name)), f"{spent:,.1f}", f"{100 * spent / total:.0f} %" if total > 0 else MISSING)
+        table.add_row(Text(clean(name)), f"{spent:,.1f}", f"{100 * spent / total:.0f} %" if total > 0 else MISSING)
     table.add_row("all stages", f"{total:,.1f}", "", style="bold")
     return Padding(table, (0, 0, 0, 1))
 
@@ -246,11 +246,11 @@ def _stages(seconds: dict[str, float]) -> RenderableType:
 def _showcase(case: Showcase, colours: bool, width: int) -> Iterator[RenderableType]:
     gain = (case.rate_after or 0.0) - (case.rate_before or 0.0)
     which = "The held-out problem that gained most" if gain > 0 else "One held-out problem (none gained)"
-    yield Text(f"{which}: {_clean(case.problem_id)}", style="bold")
+    yield Text(f"{which}: {clean(case.problem_id)}", style="bold")
     if case.rate_before is not None and case.rate_after is not None:
         gained = f"{_percent(case.rate_before)} of its samples passed before, {_percent(case.rate_after)} after"
         yield Padding(Text(gained, style="dim"), (0, 2))
-    question = _clean(case.question).strip()
+    question = clean(case.question).strip()
     if len(question) > _LONGEST_QUESTION:
         question = question[:_LONGEST_QUESTION].rstrip() + " [...]"
     yield Padding(Text(question), (0, 2))
@@ -262,7 +262,7 @@ def _showcase(case: Showcase, colours: bool, width: int) -> Iterator[RenderableT
             continue
         passed = f"{example.tests_passed} of {_count(example.tests_total, 'test')} passed"
         good = example.tests_total > 0 and example.tests_passed == example.tests_total
-        verdict = "" if good else f" ({_clean(example.verdict)})"
+        verdict = "" if good else f" ({clean(example.verdict)})"
         title = Text(f"{when}: {passed}{verdict}", style="green" if good else "yellow")
         yield Rule(title, align="left", characters="─", style="dim")
         yield from _example(example, colours, width)
@@ -273,15 +273,15 @@ def _example(example: SolvedExample, colours: bool, width: int) -> Iterator[Rend
     steps.add_column(justify="right", style="dim", no_wrap=True)
     steps.add_column()
     for number, (title, text) in enumerate(example.steps, 1):
-        body = Text(_clean(title).strip(), style="italic")
-        if content := _clean(text).strip():
+        body = Text(clean(title).strip(), style="italic")
+        if content := clean(text).strip():
             body.append("\n" if body.plain else "", style="not italic")
             body.append(content, style="not italic")
         steps.add_row(f"{number}.", body)
     if example.steps:
         yield Padding(steps, (0, 2))
         yield ""
-    program = _clean(example.program).strip("\n")
+    program = clean(example.program).strip("\n")
     if not program.strip():
         yield Padding(Text("(empty program)", style="dim"), (0, 2))
     elif colours:
@@ -305,7 +305,7 @@ def _facts(*rows: tuple[str, str]) -> RenderableType:
 
 def _line(lead: str, content: str, style: str = "") -> Text:
     text = Text(lead, style="dim", no_wrap=True, overflow="ignore")
-    text.append(_clean(content), style=f"not dim {style}".strip())
+    text.append(clean(content), style=f"not dim {style}".strip())
     return text
 
 
@@ -321,7 +321,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text of a model or a data set without what would steer the terminal."""
     return _CONTROL.sub("", _ESCAPE.sub("", text.replace("\r\n", "\n")))
 

@@ -6,6 +6,7 @@ Layout::
     config.yaml   the resolved configuration        state.json   the finished stages
     metrics.jsonl one line per logged step          report.json, report.txt
     trees/ data/ checkpoints/ logs/ wandb/          lock, .scratch/ (unfinished work; emptied when the run is opened)
+    solutions/    of `o1coder search` alone
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from made_files import MODEL, TWO, WRONG, lines, one_line, write
 from made_records import PROBLEM_ROW
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from cluster import cli, memory, models, preflight, train
 from cluster.run_dir import RunDir
@@ -21,15 +20,6 @@ from cluster.stop import STOP_SIGNALS
 from sandbox.cell import Cell, CellError
 
 ROOT = Path(__file__).resolve().parents[2]
-WRONG = {**PROBLEM_ROW, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
-TWO = [PROBLEM_ROW, {**PROBLEM_ROW, "id": "mine/other"}]
-TOKENIZER = Tokenizer(WordLevel({"?": 0, "def": 1}, unk_token="?"))
-MODEL = {
-    "model/config.json": '{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}',
-    "model/model.safetensors": "x",
-    "model/tokenizer.json": TOKENIZER.to_str(),
-    "model/tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "?"}',
-}
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +63,6 @@ def inside(tmp_path, monkeypatch, capfd):
     yield call
     os.environ.clear()
     os.environ.update(before)
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
-
-
-def lines(*rows):
-    return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
 
 
 CASES = {
@@ -226,13 +206,6 @@ def test_input_that_is_good_gets_as_far_as_the_cluster(run, tmp_path):
         pytest.skip(ended.stderr)
     assert "a run was started" in ended.stderr
     assert "1 to train on, 1 held out" in ended.stdout
-
-
-def one_line(error, *says):
-    assert error.startswith("o1coder: ")
-    assert error.count("\n") == 1, error
-    for part in says:
-        assert part in error
 
 
 def test_too_little_memory(inside, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from cluster import report, summary, train, workers
+from cluster import job, report, summary, train, workers
 from cluster.config import load
 from cluster.driver_log import attempt, driver_log
 from cluster.report import RunSummary
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch):
     result = RunSummary(run_dir=str(directory.path), model="m", seed=0, rounds=1)
     monkeypatch.setattr(ray, "get", lambda value, timeout: value)
     monkeypatch.setattr(summary, "summarize", lambda *_: result)
-    monkeypatch.setattr(train, "start_ray", lambda run_id: "Ray: none")
+    monkeypatch.setattr(job, "start_ray", lambda run_id: "Ray: none")
     monkeypatch.setattr(train, "_prepare", lambda *_: (context, ""))
     monkeypatch.setattr(train, "_loop", lambda context: None)
     monkeypatch.setattr(Workers, "close", lambda self: closed.append(True))
@@ -75,7 +75,7 @@ def test_a_signal_that_ray_hears_while_it_starts(run, monkeypatch):
     def start(run_id):
         sys.exit(signal.SIGTERM)  # its handler does this
 
-    monkeypatch.setattr(train, "start_ray", start)
+    monkeypatch.setattr(job, "start_ray", start)
     assert run.end() == 130
     assert "interrupted by SIGTERM" in run.told.getvalue()
 

@@ -1,0 +1,229 @@
+"""What every command that works in a run directory shares: the checks before it, its services, and its ending."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from cluster import config as configuration
+from cluster import models, preflight
+from cluster.config import RunConfig
+from cluster.driver_log import attempt
+from cluster.progress import ProgressDisplay
+from cluster.run_dir import RunDir, expand
+from cluster.stop import EXIT_INTERRUPTED, Interrupted, Stop, no_signals
+from cluster.tracker import resolve_mode
+from cluster.workers import Workers, start_ray
+from reasoning.errors import InputError
+from reasoning.problems import BadRow, bundled, demonstrations
+from reasoning.records import Problem
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["train", "search"]
+
+# Before -----------------------------------------------------------------------------------------------------------
+
+
+def config_of(resume: str) -> Path:
+    """The settings of an earlier run. Raises InputError where there are none."""
+    path = expand(resume) / "config.yaml"
+    if not os.path.isfile(path):  # noqa: PTH113  a name may be too long for a path
+        raise InputError("resume", resume, "the directory of an earlier run", "it has no config.yaml")
+    return path
+
+
+def load_config(source: str | Path, overrides: Sequence[str]) -> RunConfig:
+    """`config.load` with paths as they are from anywhere: a run may be resumed from another directory."""
+    config = configuration.load(source, overrides)
+    names = {"problems": {"bundled", "mbpp"}, "model": set(models.ALIASES)}
+    paths = {field: expand(getattr(config, field)) for field in names if getattr(config, field) not in names[field]}
+    # os.path: a name may be too long for a path, which is no error here.
+    found = {field: path for field, path in paths.items() if os.path.exists(path)}  # noqa: PTH110
+    return config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})
+
+
+def require_same(names: Sequence[str], before: RunConfig, now: RunConfig) -> None:
+    """Raises InputError naming the first of the settings `names` that differs from what it was when the run began."""
+    for name in names:
+        old, new = (operator.attrgetter(name)(c) for c in (before, now))
+        if old != new:
+            raise InputError(name, new, f"{old!r}, as the run began, or a new run", "cannot change on a resume")
+
+
+def require_kind(run_dir: RunDir, state: Mapping[str, Any], kind: Kind) -> None:
+    """Raises InputError (field "resume") where another command made the run. `state`: of its state.json."""
+    made_by = state.get("kind", "train")
+    if made_by != kind:
+        legal = f"a run of `o1coder {kind}`, or `o1coder {made_by} --resume`"
+        raise InputError("resume", str(run_dir.path), legal, f"it is a run of `o1coder {made_by}`")
+
+
+def load_problems(console: Console, load: Callable[[BadRow], list[Problem]]) -> list[Problem]:
+    """What `load` returns; rows that it leaves out are named. Raises InputError."""
+    bad: list[str] = []
+    problems = load(lambda n, name, why: bad.append(f"row {n} ({name}): {why}"))
+    for line in bad:
+        console.print(f"left out: {line}", highlight=False, soft_wrap=True, markup=False)
+    return problems
+
+
+def check(
+    config: RunConfig, problems: list[Problem], console: Console, memory: preflight.MemoryNeed = preflight.LOOP_MEMORY
+) -> Path:
+    """The model's directory, known to be usable; `memory`: what the command takes.
+
+    Raises InputError for the first of these that does not hold: the model is there, its prompts leave room, memory is
+    enough, W&B's mode is possible, all references pass.
+    """
+    if config.model in models.ALIASES and not models.is_converted(config.model):
+        console.print(f"model: converting {config.model} once (about 20 s)", highlight=False)
+    model = models.resolve(config.model)
+    console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
+    _check_prompts(config, model, problems)
+    preflight.require_memory(model, memory)
+    resolve_mode(config.wandb.mode)
+    preflight.check_references(problems, config, console)
+    return model
+
+
+def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> None:
+    from actors.tokens import Tokens
+
+    try:
+        tokens = Tokens.load(model)
+        tokens.encode_chat([{"role": role, "content": "?"} for role in ("system", "user", "assistant", "user")])
+    except Exception as error:  # tokenizers and chat templates fail in ways of their own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        legal = "a model whose tokenizer loads and takes a system message"
+        raise InputError("model", config.model, legal, reason) from error
+    preflight.require_room(problems, tokens.encode_chat, config)
+
+
+# At work ----------------------------------------------------------------------------------------------------------
+
+
+def quiet(run_dir: RunDir) -> None:
+    """Libraries write to the run's log, not over the progress display."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run_dir.logs.mkdir(exist_ok=True)
+
+
+def join_ray(run_id: str, stop: Stop) -> str:
+    """Start or join Ray; signals are heard meanwhile too. Returns a line for people. Raises Interrupted, InputError."""
+    try:
+        started = start_ray(run_id)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # what Ray makes of the signal while it starts
+            raise
+        stop.signal = stop.signal or "SIGTERM"
+        raise Interrupted(stop.signal) from error
+    stop.listen()
+    stop.check()
+    return started
+
+
+def prepare(
+    config: RunConfig,
+    run_dir: RunDir,
+    model: Path,
+    problems: list[Problem],
+    workers: Workers,
+    state: dict[str, Any],
+    console: Console,
+) -> tuple[Any, str]:
+    """Metrics and sandboxes started, and the context of the run; returns it and the note on W&B.
+
+    Raises InputError and MachineError as `Workers.start_sandboxes` does.
+    """
+    import ray
+
+    from actors.tokens import Tokens
+    from cluster.context import RunContext
+    from cluster.tracker import TrackerActor
+
+    workers.tracker = TrackerActor.remote(
+        run_dir, config.model_dump(mode="json"), config.wandb.mode, run_dir.id, config.wandb.project
+    )
+    isolation = workers.start_sandboxes()
+    console.print(f"sandbox: level {isolation.level} ({isolation.level_name})", highlight=False, markup=False)
+    status = ray.get(workers.tracker.status.remote(), timeout=120)
+    console.print(status.note, highlight=False, soft_wrap=True, markup=False)
+    context = RunContext(
+        config=config,
+        dir=run_dir,
+        model=model,
+        tokens=Tokens.load(model),
+        problems=problems,
+        demonstrations=demonstrations(),
+        demonstration_problems=bundled(),
+        workers=workers,
+        display=ProgressDisplay([]),
+        state=state,
+    )
+    return context, status.note
+
+
+# The end ----------------------------------------------------------------------------------------------------------
+
+
+def conduct(
+    work: Callable[[], None],
+    finish: Callable[[str, int], int],
+    clean: Callable[[], None],
+    workers: Workers,
+    run_dir: RunDir,
+    console: Console,
+    stop: Stop,
+) -> int:
+    """Do `work` and end everything, whatever happened in it; returns the exit code.
+
+    `finish` is told why the work ended early ("" where it did not) and the code (0, 1, or 130 where a signal came), and
+    returns the final one; it runs while the workers live. `clean` runs when they are gone. Raises what `work` raised,
+    unless a signal made it.
+    """
+    code, stopped = 1, "an error"
+    try:
+        try:
+            work()
+            code, stopped = 0, ""
+        except BaseException as error:
+            if not stop.signal:
+                log.exception("the run ended with an error")
+                raise
+            if not isinstance(error, Interrupted):
+                log.warning("interrupted by %s, which came out as another error", stop.signal, exc_info=True)
+            code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
+            with attempt("looking for Ray", log):
+                workers.look_for_ray(2.0 if stop.signal == "SIGTERM" else 0.1)
+            with attempt("telling that the run was interrupted", log):
+                console.print(f"{stopped}: saving and shutting down", highlight=False, markup=False)
+    finally:
+        with no_signals():
+            try:
+                code = finish(stopped, code)
+            finally:
+                with attempt("ending the workers", log):
+                    workers.close()
+                with attempt("cleaning up", log):
+                    clean()
+                run_dir.close()
+                if workers.ray_is_gone:
+                    # Ray's client would wait for its cluster at the end of the interpreter, and abort it.
+                    with attempt("writing the last lines", log):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                    logging.shutdown()
+                    os._exit(code)
+    return code

@@ -1,0 +1,157 @@
+"""What a search came to, for people and for programs: the table at the end, `report.txt` and `report.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import Field, NonNegativeInt
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from cluster.config import RunConfig
+from cluster.report import MISSING, WIDTH, ReportRecord, clean
+from cluster.run_dir import RunDir
+from cluster.trees import TreeReport, as_rows
+from reasoning.estimators import Interval, bootstrap
+
+SHOWN_IDS = 40
+"""Solved problems that the table names; report.json names all."""
+
+
+class SearchReport(ReportRecord):
+    """Everything the report says; counts are of the trees that have ended. None means "not measured"."""
+
+    run_dir: str
+    model: str
+    problems_from: str
+    split: str
+    policy: str
+    seed: int
+    problems: NonNegativeInt
+    searched: NonNegativeInt = Field(description="problems whose tree has ended")
+    solved: NonNegativeInt
+    solved_share: Interval | None = Field(default=None, description="of those searched, with a 95 % bootstrap interval")
+    solved_ids: tuple[str, ...] = ()
+    tokens: NonNegativeInt = Field(description="sampled")
+    tokens_per_s: float | None = Field(default=None, description="None while trees have not ended")
+    expansions: NonNegativeInt
+    paths: NonNegativeInt
+    programs: NonNegativeInt
+    programs_per_s: float | None = None
+    duplicates: NonNegativeInt = Field(description="samples merged into an equal sibling")
+    lost: NonNegativeInt = Field(description="samples that the infrastructure lost")
+    pruned: NonNegativeInt = Field(description="samples cut off because their tree had enough")
+    ended_by: dict[str, int] = Field(default_factory=dict, description="trees by the reason of their end")
+    seconds: float | None = Field(default=None, description="on the clock, of all processes that worked on the search")
+    peak_memory_gb: float | None = Field(default=None, description="largest resident memory of all processes, GB")
+    wandb_note: str = ""
+    stopped_early: str = ""
+    trees: tuple[dict[str, object], ...] = ()
+
+
+def summarize(
+    config: RunConfig,
+    run_dir: RunDir,
+    split: str,
+    problems: int,
+    reports: Sequence[TreeReport],
+    *,
+    seconds: float = 0.0,
+    peak_memory: int = 0,
+    wandb_note: str = "",
+    stopped_early: str = "",
+) -> SearchReport:
+    """The record of a search. `reports`: of any trees; those that have not ended are left out. `problems`: how many
+    there are to search. `seconds`, `peak_memory` (bytes): 0 where not measured."""
+    ended = sorted((r for r in reports if r.finished), key=lambda r: r.problem_id)
+    tokens, programs = sum(r.tokens for r in ended), sum(r.programs for r in ended)
+    # The seconds went into the trees that have not ended as well.
+    rated = seconds > 0 and len(ended) == problems
+    return SearchReport(
+        run_dir=str(run_dir.path),
+        model=config.model,
+        problems_from=config.problems,
+        split=split,
+        policy=config.search.policy,
+        seed=config.seed,
+        problems=problems,
+        searched=len(ended),
+        solved=sum(r.solved for r in ended),
+        solved_share=bootstrap([float(r.solved) for r in ended], config.seed) if ended else None,
+        solved_ids=tuple(r.problem_id for r in ended if r.solved),
+        tokens=tokens,
+        tokens_per_s=round(tokens / seconds, 1) if rated else None,
+        expansions=sum(r.expansions for r in ended),
+        paths=sum(r.paths for r in ended),
+        programs=programs,
+        programs_per_s=round(programs / seconds, 2) if rated else None,
+        duplicates=sum(r.duplicates for r in ended),
+        lost=sum(r.lost for r in ended),
+        pruned=sum(r.pruned for r in ended),
+        ended_by=dict(Counter(r.reason for r in ended).most_common()),
+        seconds=round(seconds, 1) or None,
+        peak_memory_gb=round(peak_memory / 1e9, 2) if peak_memory else None,
+        wandb_note=wandb_note,
+        stopped_early=stopped_early,
+        trees=tuple(as_rows(ended)),
+    )
+
+
+def write(report: SearchReport, run_dir: RunDir) -> None:
+    """Write report.json and report.txt, each whole or not at all. Raises OSError when the disk refuses."""
+    run_dir.write_atomic(run_dir.report, json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
+    out = io.StringIO()
+    render(report, Console(file=out, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False))
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    run_dir.write_atomic(run_dir.report_text, text.encode(errors="replace"))
+
+
+def render(report: SearchReport, console: Console) -> None:
+    """Print the report, at most `WIDTH` columns wide but for paths and commands, which can be copied."""
+    width = min(WIDTH, console.width)
+    title = "Search stopped early" if report.stopped_early else "Search finished"
+    console.print(Rule(Text(title, style="bold"), characters="─"), width=width)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True, min_width=16)
+    facts.add_column()
+    for name, value in _facts(report):
+        facts.add_row(name, Text(clean(value)))
+    console.print(Padding(facts, (0, 0, 0, 2)), width=width, highlight=False)
+    for text in (f"  run directory     {report.run_dir}", report.wandb_note):
+        if text:
+            console.print(Text(clean(text)), soft_wrap=True, highlight=False)
+    if report.searched < report.problems or report.stopped_early:
+        go_on = f"To go on: ./o1coder search --resume {shlex.quote(report.run_dir)}"
+        console.print(Text(clean(go_on), style="bold"), soft_wrap=True, highlight=False)
+
+
+def _facts(report: SearchReport) -> list[tuple[str, str]]:
+    share = f", {report.solved_share} (95 % interval)" if report.solved_share else ""
+    ids = ", ".join(report.solved_ids[:SHOWN_IDS])
+    more = len(report.solved_ids) - SHOWN_IDS
+    waiting = report.problems - report.searched
+    return [
+        *([("stopped early", report.stopped_early)] if report.stopped_early else []),
+        ("model, policy", f"{report.model}, {report.policy}, seed {report.seed}"),
+        ("problems", f"{report.searched:,}" + (f" of {report.problems:,}; the others wait" if waiting else "")),
+        ("solved", f"{report.solved:,}{share}"),
+        ("sampled tokens", _with_rate(report.tokens, report.tokens_per_s, "tokens/s")),
+        ("expansions", f"{report.expansions:,}"),
+        ("programs judged", _with_rate(report.programs, report.programs_per_s, "programs/s")),
+        ("samples", f"{report.duplicates:,} merged as duplicates, {report.lost:,} lost, {report.pruned:,} pruned"),
+        ("trees ended by", ", ".join(f"{reason} {n:,}" for reason, n in report.ended_by.items()) or MISSING),
+        ("seconds", MISSING if report.seconds is None else f"{report.seconds:,.1f}"),
+        ("peak memory", MISSING if report.peak_memory_gb is None else f"{report.peak_memory_gb:.1f} GB"),
+        ("solved problems", (ids or "none") + (f" and {more:,} more (report.json)" if more > 0 else "")),
+    ]
+
+
+def _with_rate(count: int, rate: float | None, unit: str) -> str:
+    return f"{count:,}" + (f", {rate:,.1f} {unit}" if rate is not None else "")

@@ -1,0 +1,248 @@
+"""`o1coder search` up to its first actor: bad input ends in one line and leaves nothing, good input gets through."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from made_files import MODEL, TWO, WRONG, lines, one_line, write
+from made_records import PROBLEM_ROW
+
+from cluster import cli, memory, preflight, search_job
+from cluster.config import load
+from cluster.stop import STOP_SIGNALS
+from reasoning.errors import InputError
+
+HELD = [{**PROBLEM_ROW, "id": f"mine/{n}", "split": "heldout"} for n in range(2)]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """The command line in this process, with `tmp_path` as the working directory; returns the code, what was said on
+    standard error, and the search that would have begun."""
+    before = dict(os.environ)
+    begun = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search_job, "_run", lambda search, model: begun.append(search) or 0)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
+
+    def call(*arguments):
+        given = arguments if {"--run-dir", "--resume"} & set(arguments) else ["--run-dir", "run", *arguments]
+        begun.clear()
+        code = cli.main(["search", *given])
+        if begun:
+            begun[0].run_dir.close()
+        return code, capfd.readouterr().err, begun[0] if begun else None
+
+    yield call
+    os.environ.clear()
+    os.environ.update(before)
+
+
+CASES = {
+    "unknown policy": (["--policy", "mcts"], {}, ["policy", "'mcts'", "puct, uct, gumbel, faithful, best-of-n, beam"]),
+    "empty policy": (["--policy", ""], {}, ["policy", "''", "puct, uct"]),
+    "policy as a setting": (["search.policy=mcts"], {}, ["search.policy", "'mcts'", "puct, uct"]),
+    "unknown split": (["--split", "test"], {}, ["split", "'test'", "train, heldout, all"]),
+    "a split that is empty": (
+        ["--split", "train", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*HELD)},
+        ["split", "'train'", "all, or other problems", "none of 2 problems"],
+    ),
+    "unknown option": (["--polcy", "x"], {}, ["--polcy", "o1coder search --help"]),
+    "an option without its value": (["--policy"], {}, ["--policy", "expected one argument"]),
+    "budget": (["--budget", "huge"], {}, ["config", "'huge'", "tiny, laptop"]),
+    "seed": (["--seed", "-1"], {}, ["seed", "-1", "a whole number >= 0"]),
+    "setting": (["search.sampels=8"], {}, ["search.sampels", "'search.samples'"]),
+    "problems": (["--problems", "none.jsonl"], {}, ["problems", "none.jsonl", "an existing JSONL file"]),
+    "unknown id": (["--ids", "nope"], {}, ["ids", "'nope'", "bundled"]),
+    "no problem": (["--problems", "p.jsonl"], {"p.jsonl": "\n"}, ["problems", "at least one problem"]),
+    "reference that fails": (
+        ["--problems", "p.jsonl", "--model", "model"],
+        {"p.jsonl": lines(PROBLEM_ROW, WRONG), **MODEL},
+        ["problems", "'mine/wrong'", "references pass"],
+    ),
+    "no room for the prompt": (
+        ["--problems", "p.jsonl", "--model", "model", "engine.max_model_len=256"],
+        {"p.jsonl": lines(PROBLEM_ROW), **MODEL},
+        ["problems", "'mine/double'", "engine.max_model_len="],
+    ),
+    "unknown model": (
+        ["--model", "nope", "--problems", "p.jsonl"],
+        {"p.jsonl": lines(*TWO)},
+        ["model", "'nope'", "smollm2-135m"],
+    ),
+    "W&B mode": (["wandb.mode=maybe"], {}, ["wandb.mode", "'maybe'", "auto, online, offline, disabled"]),
+    "resume of nothing": (["--resume", "none"], {}, ["resume", "'none'", "an earlier run"]),
+    "resume and run-dir": (["--resume", "a", "--run-dir", "b"], {}, ["run-dir", "'b'", "either"]),
+    "a directory that is no run": (["--run-dir", "taken"], {"taken/notes.txt": "mine"}, ["run-dir", "taken"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(command, tmp_path, name, capfd):
+    arguments, files, says = CASES[name]
+    write(tmp_path, files)
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        code, error, _ = command(*arguments)
+    except SystemExit as ended:  # how the parser itself refuses
+        code, error = ended.code, capfd.readouterr().err
+    assert code == 2
+    one_line(error, *says)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_too_little_memory(command, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3e9))
+    code, error, _ = command("--problems", "p.jsonl", "--model", "model")
+    assert code == 2
+    one_line(error, "memory: got '3.0 GB free'", "5 GB of free memory")
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_for_training_is_not_asked_for(command, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=6e9))
+    assert command("--problems", "p.jsonl", "--model", "model")[0] == 0
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("place", ["problems_of", "check_references"])
+def test_a_signal_before_the_search(command, tmp_path, monkeypatch, place, number):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    monkeypatch.setattr(preflight, place, lambda *_: os.kill(os.getpid(), number))
+    handlers = [signal.getsignal(n) for n in STOP_SIGNALS]
+    code, error, begun = command("--problems", "p.jsonl", "--model", "model")
+    assert (code, error, begun) == (130, "o1coder: interrupted\n", None)
+    assert [signal.getsignal(n) for n in STOP_SIGNALS] == handlers
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is searched, and how ---
+
+
+def ids(search):
+    return [t.problem.id for t in search.trees]
+
+
+def test_all_problems_are_searched_and_one_is_enough(command, tmp_path):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    code, error, search = command("--problems", "p.jsonl", "--model", "model", "search.problems=1")
+    assert (code, error) == (0, "")
+    assert ids(search) == ["mine/double", "mine/other"]
+    one = command("--run-dir", "one", "--problems", "p.jsonl", "--model", "model", "--ids", "mine/other")[2]
+    assert ids(one) == ["mine/other"]
+    assert one.trees[0].seed == search.trees[1].seed
+
+
+def test_splits(command, tmp_path):
+    rows = [*HELD, {**PROBLEM_ROW, "id": "mine/learned"}]
+    write(
+        tmp_path, {"p.jsonl": lines(*rows), "unmarked.jsonl": lines(*[{**r, "split": "train"} for r in rows]), **MODEL}
+    )
+    common = ("--model", "model", "--problems")
+    assert ids(command("--run-dir", "a", *common, "p.jsonl", "--split", "heldout")[2]) == ["mine/0", "mine/1"]
+    assert ids(command("--run-dir", "b", *common, "p.jsonl", "--split", "train")[2]) == ["mine/learned"]
+    assert len(ids(command("--run-dir", "c", *common, "p.jsonl", "--split", "all")[2])) == 3
+    # Where the file says nothing: as training would hold problems out.
+    assert len(ids(command("--run-dir", "d", *common, "unmarked.jsonl", "--split", "heldout")[2])) == 1
+    assert len(ids(command("--run-dir", "e", *common, "unmarked.jsonl", "--split", "train")[2])) == 2
+
+
+def test_the_policy_brings_its_numbers_and_settings_change_them():
+    def settings(policy, *overrides):
+        return load("tiny", [*search_job.policy_overrides(policy), *overrides]).search.settings()
+
+    plain = load("tiny").search.settings()
+    assert settings(None) == plain
+    for policy in ("puct", "uct", "gumbel", "faithful", "best-of-n", "beam"):
+        assert settings(policy) == plain.with_policy(policy)
+    assert settings("faithful", "search.samples=5").samples == 5
+    with pytest.raises(InputError, match="policy: got 'x'"):
+        search_job.policy_overrides("x")
+
+
+# --- resumes ---
+
+
+@pytest.fixture
+def begun(command, tmp_path):
+    """A search that has begun, of a problem file of its own."""
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    arguments = ("--budget", "tiny", "--policy", "uct", "--problems", "p.jsonl", "--model", "model", "--split", "all")
+    assert command(*arguments)[0] == 0
+    return arguments
+
+
+def test_a_resume_takes_its_settings_from_the_run(command, begun, tmp_path):
+    code, _, search = command("--resume", "run", "search.trees_in_flight=3", "wandb.mode=offline")
+    assert code == 0
+    assert (search.settings.policy, search.config.search.trees_in_flight) == ("uct", 3)
+    assert (search.split, ids(search)) == ("all", ["mine/double", "mine/other"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["wandb"]["mode"] == "offline"
+
+
+def test_a_resume_may_repeat_what_was_said(command, begun):
+    assert command("--resume", "run", *begun)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--policy", "puct"], "search.policy: got 'puct'"),
+        (["--policy", "faithful"], "search.policy: got 'faithful'"),
+        (["--seed", "3"], "seed: got 3"),
+        (["--problems", "bundled"], "problems: got 'bundled'"),
+        (["--ids", "mine/double"], "ids: got ('mine/double',)"),
+        (["--model", "smollm2-135m"], "model: got 'smollm2-135m'"),
+        (["--split", "train"], "split: got 'train'"),
+        (["search.token_budget=100"], "search.token_budget: got 100"),
+        (["search.shots=0"], "search.shots: got 0"),
+        (["sandbox.cpu_s=2"], "sandbox.cpu_s: got 2"),
+    ],
+)
+def test_a_resume_cannot_become_another_search(command, begun, tmp_path, arguments, says):
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != "lock"}
+    code, error, search = command("--resume", "run", *arguments)
+    assert (code, search) == (2, None)
+    one_line(error, says, "as the run began", "cannot change on a resume")
+    assert {f: f.read_bytes() for f in before} == before
+
+
+def test_a_problem_file_that_has_changed_is_refused(command, begun, tmp_path):
+    write(tmp_path, {"p.jsonl": lines(TWO[0], {**TWO[1], "question": "Triple it."})})
+    code, error, _ = command("--resume", "run")
+    assert code == 2
+    one_line(error, "problems: got", "p.jsonl", "changed since", "or a new run")
+
+
+def test_a_broken_event_log_is_refused_by_name(command, begun, tmp_path):
+    folder = tmp_path / "run" / "trees" / "search"
+    folder.mkdir(exist_ok=True)
+    (folder / "mine-double.jsonl").write_text("no event\n", encoding="utf-8")
+    code, error, _ = command("--resume", "run")
+    assert code == 2
+    one_line(error, "resume: got", "mine-double.jsonl", "event log: line 1", "remove the file")
+
+
+def test_each_command_goes_on_with_its_own_runs(command, begun, tmp_path, capfd):
+    assert cli.main(["train", "--resume", "run"]) == 2
+    one_line(capfd.readouterr().err, "resume: got", "o1coder search --resume")
+    (tmp_path / "run" / "state.json").write_text(json.dumps({"stages": {}}), encoding="utf-8")
+    code, error, _ = command("--resume", "run")
+    assert code == 2
+    one_line(error, "resume: got", "o1coder train --resume")
+
+
+def test_another_process_may_be_at_work(command, begun, tmp_path):
+    from cluster.run_dir import RunDir
+
+    other = RunDir.open(tmp_path / "run")
+    code, error, _ = command("--resume", "run")
+    other.close()
+    assert code == 2
+    one_line(error, "is working on this run")
