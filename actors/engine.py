@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from actors import vllm_plugin
 from actors.sampling import Draw, EngineDeadError, EngineError
 from reasoning.records import Sample
 
@@ -38,6 +39,8 @@ class Engine:
         self.version = 0
         self.sampled_tokens = 0
         self.requests = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0  # of those, not computed again
         self.running = 0
         self.busy_seconds = 0.0
         self._busy_since = 0.0
@@ -55,6 +58,7 @@ class Engine:
         # oneDNN keeps a primitive per batch shape, 1,024 of them by default: over a run the worker grows by gigabytes.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.settings.kv_cache_gib)
+        os.environ.update(vllm_plugin.environment(os.getpid(), len(os.sched_getaffinity(0))))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -112,6 +116,21 @@ class Engine:
         output = await self._generate(prompt_ids, params)
         found = output.logprobs[0]
         return {token: found[token].logprob if token in found else float("-inf") for token in tokens}
+
+    async def fill(self, prompt_ids: Sequence[int], count: int, temperature: float) -> int:
+        """Sample exactly `count` tokens, whatever they are; returns how many came. For measuring the engine alone."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=count,
+            min_tokens=count,
+            ignore_eos=True,
+            temperature=temperature,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return len((await self._generate(prompt_ids, params)).token_ids)
 
     async def score(self, prompt_ids: Sequence[int]) -> list[float]:
         """Log-probability (temperature 1) of every token of `prompt_ids` after the first."""
@@ -186,6 +205,8 @@ class Engine:
             self._leave()
         if last is None:
             raise EngineError("the engine ended a request without output")
+        self.prompt_tokens += len(prompt_ids)
+        self.cached_tokens += last.num_cached_tokens or 0
         return last
 
     def _enter(self) -> None:

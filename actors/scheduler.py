@@ -144,6 +144,11 @@ class SearchScheduler:
         return sum(lane.outstanding for lane in self._lanes)
 
     @property
+    def waiting(self) -> int:
+        """Problems that have not been begun."""
+        return len(self._waiting)
+
+    @property
     def active(self) -> int:
         """Trees at work."""
         return sum(len(lane.trees) for lane in self._lanes)

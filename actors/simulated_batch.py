@@ -41,14 +41,16 @@ class BatchedSequence:
 
 
 class PrefixCache:
-    """Blocks of 16 token ids, each known by all ids up to its end and by the version that computed it.
+    """Blocks of `block_tokens` ids, each known by all ids up to its end and by the version that computed it.
 
     `capacity`: blocks kept, least recently used out first; None keeps all. `seen`: every block ever computed; engines
     that are given the same set count as reusable what any of them computed.
     """
 
-    def __init__(self, capacity: int | None = None, seen: set[int] | None = None) -> None:
-        self.capacity = capacity
+    def __init__(
+        self, capacity: int | None = None, seen: set[int] | None = None, block_tokens: int = BLOCK_TOKENS
+    ) -> None:
+        self.capacity, self.block_tokens = capacity, block_tokens
         self.seen: set[int] = set() if seen is None else seen
         self._blocks: OrderedDict[int, None] = OrderedDict()
 
@@ -57,14 +59,14 @@ class PrefixCache:
 
         As in vLLM the last token is always computed, so that there is something to sample from.
         """
-        blocks = _block_keys(ids[: max(0, len(ids) - 1)], version)
+        blocks = self._keys(ids[: max(0, len(ids) - 1)], version)
         cached = sum(1 for _ in itertools.takewhile(self._blocks.__contains__, blocks))
         reusable = sum(1 for _ in itertools.takewhile(self.seen.__contains__, blocks))
-        return cached * BLOCK_TOKENS, reusable * BLOCK_TOKENS
+        return cached * self.block_tokens, reusable * self.block_tokens
 
     def insert(self, ids: Sequence[int], version: int) -> None:
         """Keep the whole blocks of `ids`."""
-        blocks = _block_keys(ids, version)
+        blocks = self._keys(ids, version)
         self.seen.update(blocks)
         for block in reversed(blocks):  # the first block is of most use: it goes out last
             self._blocks[block] = None
@@ -72,14 +74,13 @@ class PrefixCache:
         while self.capacity is not None and len(self._blocks) > self.capacity:
             self._blocks.popitem(last=False)
 
-
-def _block_keys(ids: Sequence[int], version: int) -> list[int]:
-    keys: list[int] = []
-    key = hash((version,))
-    for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS):
-        key = hash((key, *ids[end - BLOCK_TOKENS : end]))
-        keys.append(key)
-    return keys
+    def _keys(self, ids: Sequence[int], version: int) -> list[int]:
+        keys: list[int] = []
+        key = hash((version,))
+        for end in range(self.block_tokens, len(ids) + 1, self.block_tokens):
+            key = hash((key, *ids[end - self.block_tokens : end]))
+            keys.append(key)
+        return keys
 
 
 class ContinuousBatch:

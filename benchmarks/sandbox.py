@@ -24,8 +24,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -35,10 +33,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._results import keep, machine
 from sandbox import bench
 from sandbox.bench import BenchError, Contender
 
-RESULT = Path(__file__).resolve().parent / "results" / "sandbox.json"
 SOAK_RUNS = 100_000
 QUICK_SOAK_RUNS = 2_000
 PEER_TIMEOUT_S = 60.0
@@ -167,20 +165,6 @@ def measured(quick: bool) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {
-        "cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(),
-        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
-        "load_average": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
-
-
 def main() -> int:
     """Measure, print, and keep a full result."""
     parser = argparse.ArgumentParser(prog="./o1coder bench sandbox", description=(__doc__ or "").split("\n")[0])
@@ -194,10 +178,7 @@ def main() -> int:
     found["soak"] = bench.soak(options.soak or (QUICK_SOAK_RUNS if options.quick else SOAK_RUNS))
     found["seconds"] = round(time.monotonic() - started, 1)
     if not options.quick:
-        RESULT.parent.mkdir(exist_ok=True)
-        scratch = RESULT.with_suffix(".new")
-        scratch.write_text(json.dumps(found, indent=2) + "\n")
-        scratch.replace(RESULT)
+        keep("sandbox", found)
     print(json.dumps(found) if options.json else bench.as_text(found))
     return 0
 

@@ -178,7 +178,7 @@ def _test(what: str, rest: Sequence[str]) -> int:
 
 
 def _bench(name: str | None, rest: Sequence[str]) -> int:
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
     if name is None:
         print(f"usage: o1coder bench NAME [--quick] [--json]\nNAME: {', '.join(names)}")
         return 0 if {"-h", "--help"} & set(rest) else BAD_INPUT

@@ -30,7 +30,12 @@ CODE_OPENING = "```python\n"
 STOPS = {Action.DEFINE: (END,), Action.REFINE: (END,), Action.CODE: ("\n```", END)}
 """Strings that end the sampling of a step."""
 
+MAX_STEP_CHARS = 65_536
+"""No step of use is longer; what is has lost itself in a repetition, and as a program the sandbox would refuse it."""
+
 _HEADER = re.compile(rf"\s*{BEGIN}\s*### Step (\d+): <Action ([123])>[^\n]*\n")
+_HEADER_LINE = re.compile(r"^### Step \d+: <Action ", re.MULTILINE)
+_FENCE_LINE = re.compile(r"^```", re.MULTILINE)
 _FENCE = re.compile(r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
@@ -130,17 +135,21 @@ def read_sample(action: Action, sampled: str, *, truncated: bool) -> tuple[Step 
     body = body.strip("\n").rstrip()
     if truncated:
         return None, "cut off by the length limit"
+    if len(body) > MAX_STEP_CHARS:
+        return None, f"longer than {MAX_STEP_CHARS} characters"
+    if BEGIN in body or _HEADER_LINE.search(body):
+        return None, "a step inside a step"
     if action is Action.CODE:
         if not body.removesuffix("```").strip():
             return None, "no program"
+        if _FENCE_LINE.search(body.removesuffix("```")):
+            return None, "more than one code block"
         text = CODE_OPENING + (body if body.endswith("```") else body + "\n```")
         return (Step(action=action, text=text), "") if extract_program(text) else (None, "no program")
     if not marker:
         return None, "no end marker"
     if not body:
         return None, "empty step"
-    if BEGIN in body:
-        return None, "a step inside a step"
     return Step(action=action, text=body), ""
 
 

@@ -57,7 +57,7 @@ def test_hundreds_of_trees_keep_every_engine_full():
         begun = now()
         found = asyncio.gather(*[made.search(job(n)) for n in range(480)])
         await asyncio.sleep(0.01)
-        while made._waiting:
+        while made.waiting:
             await asyncio.sleep(0.05)
         # As long as problems wait, no engine lacks work.
         full = [sim.occupancy_s / (now() - begun) for sim in sims]
@@ -190,7 +190,7 @@ def test_slow_judging_leaves_the_engine_full_until_the_trees_run_out():
         begun = now()
         found = asyncio.gather(*[made.search(job(n, token_budget=400)) for n in range(200)])
         await asyncio.sleep(0.01)
-        while made._waiting:
+        while made.waiting:
             await asyncio.sleep(0.01)
         full = sims[0].occupancy_s / (now() - begun)
         await found

@@ -309,3 +309,32 @@ def test_programs_are_compared_by_syntax():
     assert program_key("a=1\n") == program_key("a = 1  # note\n")
     assert program_key("a = 1") != program_key("a = 2")
     assert program_key("def broken(") == program_key("def broken( ")
+
+
+MALFORMED = {
+    "no end marker": (Action.DEFINE, "only words", "stop", "no end marker"),
+    "empty": (Action.DEFINE, END, "stop", "empty step"),
+    "nothing at all": (Action.CODE, "", "stop", "no program"),
+    "blank program": (Action.CODE, "\n \n```", "stop", "no program"),
+    "a header inside": (Action.DEFINE, f"idea\n### Step 2: <Action 3> Write\n{END}", "stop", "a step inside a step"),
+    "another step inside": (Action.DEFINE, f"idea\n<Step_Begin>\nmore\n{END}", "stop", "a step inside a step"),
+    "two code blocks": (Action.CODE, "x = 1\n```\n```python\ny = 2\n```", "stop", "more than one code block"),
+    "100 kB": (Action.DEFINE, "go on\n" * 17_000 + END, "stop", "longer than"),
+    "a program of 100 kB": (Action.CODE, "x = 1\n" * 17_000 + "```", "stop", "longer than"),
+    "cut off": (Action.CODE, "x = 1", "length", "cut off"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_steps_are_recorded_failures(name):
+    action, text, finish, why = MALFORMED[name]
+    events = []
+    tree = make(events.append)
+    if action is Action.CODE:
+        expand(tree, [step("plan")])
+    bad = Outcome(sample=Sample((1, 2), (-0.5, -0.5), text, finish))
+    _, actions, (node,) = expand(tree, [bad], {2: 0.0, 3: 1.0} if action is Action.CODE else None)
+    assert actions == (action,)
+    assert why in node.failure and node.value == 0.0 and node.closed
+    assert (tree.infra_errors, tree.root.visits, tree.root.passed) == (0, 1, 0)
+    assert same(SearchTree.replay(events), tree)
