@@ -152,11 +152,12 @@ def _stoppable(work: Callable[[Stop], int]) -> int:
     with interruptible() as stop:
         try:
             return work(stop)
-        except BaseException:
+        except BaseException as error:
             # Whatever the signal's exception became on its way through libraries.
             if not stop.signal:
                 raise
-            return _end(EXIT_INTERRUPTED, "interrupted")
+            became = "" if isinstance(error, KeyboardInterrupt) else f" ({type(error).__name__}: {error})"
+            return _end(EXIT_INTERRUPTED, f"interrupted{became}")
 
 
 def _config(options: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -202,7 +202,7 @@ def conduct(
             if not stop.signal:
                 log.exception("the run ended with an error")
                 raise
-            if not isinstance(error, Interrupted):
+            if not isinstance(error, KeyboardInterrupt):
                 log.warning("interrupted by %s, which came out as another error", stop.signal, exc_info=True)
             code, stopped = EXIT_INTERRUPTED, f"interrupted by {stop.signal}"
             with attempt("looking for Ray", log):

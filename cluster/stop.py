@@ -15,8 +15,12 @@ EXIT_INTERRUPTED = 130
 PATIENCE_S = 5.0
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM: not an error, and nothing that catches errors may catch it."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: not an error, and nothing that catches errors may catch it.
+
+    Ray's waits look for signals once in a while, and end at once for a KeyboardInterrupt alone (they raise one of their
+    own); any other exception is kept back until the wait is over.
+    """
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ def interruptible() -> Iterator[Stop]:
     the first may have been swallowed. The shutdown itself hears none (`no_signals`).
 
     The signal is also remembered in the `Stop` that this yields: an exception raised inside compiled code comes out as
-    another one (SystemError from `ray.wait`), or not at all.
+    another one (KeyboardInterrupt from `ray.get`), or not at all.
     """
     stop = Stop()
     with _restored():

@@ -3,6 +3,9 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,46 @@ def test_a_signal_waits_for_what_must_not_be_cut_in_two():
                 done.append("whole")
             done.append("went on")
     assert done == ["whole"]
+
+
+WAITING = """
+import os, signal, sys, threading, time
+from cluster import workers
+from cluster.stop import interruptible
+
+workers.prepare_environment()
+with interruptible() as stop:
+    import ray
+    workers.start_ray("stop")
+    stop.listen()
+
+    @ray.remote
+    def slow():
+        time.sleep(100)
+
+    call = slow.remote()
+    threading.Timer(1.0, os.killpg if sys.argv[2] == "group" else os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    try:
+        ray.get(call, timeout=90) if sys.argv[1] == "get" else ray.wait([call], timeout=90)
+    except BaseException:
+        print("ended after", time.monotonic() - began, stop.signal, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("who", ["process", "group"])
+@pytest.mark.parametrize("call", ["get", "wait"])
+def test_a_signal_ends_what_waits_for_ray_at_once(call, who):
+    """In a group the signal ends Ray's own processes as well, and no call will ever be answered."""
+    root = Path(__file__).resolve().parent.parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", WAITING, call, who],
+        cwd=root, capture_output=True, text=True, timeout=110, start_new_session=True, check=True,
+    )  # fmt: skip
+    words = run.stdout.splitlines()[-1].split()
+    assert words[:2] == ["ended", "after"], run.stdout + run.stderr
+    assert float(words[2]) < 15
+    assert words[3] == "SIGTERM"
