@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from array import array
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
 from reasoning.records import Action, Sample
 from sandbox import Verdict
+from sandbox.cache import program_key
 
 KEY_BYTES: Final = 16
 
@@ -110,17 +109,8 @@ class Node:
         )  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
-def program_key(program: str) -> str:
-    """A hash that is equal for programs with the same syntax tree (layout and comments do not count)."""
-    try:
-        text = ast.dump(ast.parse(program))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        text = program.strip()
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def step_key(action: Action, text: str, program: str | None) -> bytes:
     """What makes two siblings the same step: the program's syntax tree, or action and text."""
-    content = program_key(program) if program is not None else f"{int(action)}:{text}"
-    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+    if program is not None:
+        return program_key(program)
+    return hashlib.blake2b(f"{int(action)}:{text}".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()

@@ -69,7 +69,7 @@ class SearchTree:
         self.duplicates = 0
         self._headers = headers
         self._policy: Policy = POLICIES[settings.policy]()
-        self._judged: dict[str, Judgement] = {}
+        self._judged: dict[bytes, Judgement] = {}
         self._pending: dict[int, _Pending] = {}
         self._open_slots = 0
         self._next_id = 0

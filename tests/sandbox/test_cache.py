@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import time
 from typing import Any
@@ -44,6 +45,18 @@ def test_layout_and_comments_make_no_difference(a: str, b: str) -> None:
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)
 def test_what_may_behave_differently_differs(a: str, b: str) -> None:
     assert program_key(a) != program_key(b)
+
+
+def test_keys_tell_apart_what_syntax_trees_do() -> None:
+    values = (
+        "1 1.0 True None ... 1j '1' b'1' u'1' x [1] (1,) {1} [] [[]] f(x,y) f(x)(y) f(x=y) f(*x) f(**x) x[y] x.y x@y"
+    )
+    lines = [f"{target} = {value}" for target in ("a", "a: int", "a, b") for value in values.split()]
+    lines += ["[x for y in z]", "{x for y in z}", "(x for y in z)"]
+    sources = [*lines, *[f"def f():\n    {line}" for line in lines], *[f"if x: {line}\nelse: pass" for line in lines]]
+    sources += [f"{a}\n{b}" for a in lines[:12] for b in lines[:12]]
+    assert len({program_key(source) for source in sources}) == len({ast.dump(ast.parse(source)) for source in sources})
+    assert len({program_key(source) for source in sources}) > 200
 
 
 @given(st.text(max_size=200))
