@@ -37,7 +37,7 @@ from actors.simulated_batch import PrefixCache
 from actors.simulation import SimEngine, SimPolicy, SimSandbox, run_virtual
 from benchmarks._results import keep, machine
 from reasoning.event_log import encode
-from reasoning.nodes import Judgement, Outcome, program_key
+from reasoning.nodes import Judgement, Outcome
 from reasoning.problems import bundled, demonstrations
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Action, Problem, Sample, Suite
@@ -46,6 +46,7 @@ from reasoning.steps import END, StepCodec
 from reasoning.tree import SearchTree
 from sandbox import Limits, LocalPool, Verdict
 from sandbox.bench import as_text
+from sandbox.cache import forget_keys
 
 MODEL = "smollm2-135m"
 MAX_NUM_SEQS = 32
@@ -318,7 +319,7 @@ def bytes_per_node(nodes: int) -> float:
         assert expansion is not None
         for slot, action in enumerate(tree.begin(expansion.id, {2: 0.6, 3: 0.4} if expansion.depth else None)):
             tree.tell(expansion.id, slot, made_outcome(rng, action, len(tree.nodes)))
-    program_key.cache_clear()
+    forget_keys()
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     return used / len(tree.nodes)

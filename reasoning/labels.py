@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from reasoning.nodes import program_key
 from reasoning.records import Path, StepLabel
+from sandbox.cache import program_key
 
 FULL_WEIGHT_SAMPLES = 8
 
@@ -108,7 +108,7 @@ def solved_paths(paths: Iterable[Path], per_problem: int) -> list[Path]:
     comments alone would teach the same program twice. Method sections 0 and 4.
     """
     chosen: dict[str, list[Path]] = {}
-    programs: set[tuple[str, str]] = set()
+    programs: set[tuple[str, bytes]] = set()
     for path in sorted(paths, key=_tokens):
         if not (path.complete and path.solved) or path.program is None:
             continue

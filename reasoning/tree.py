@@ -20,12 +20,13 @@ from itertools import islice
 from typing import Final
 
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogError, Opened, Told, header_table
-from reasoning.nodes import Expansion, Judgement, Node, Outcome, program_key, step_key
+from reasoning.nodes import Expansion, Judgement, Node, Outcome, step_key
 from reasoning.policies import POLICIES, Policy
 from reasoning.records import Action, Path, Sample, StepRecord
 from reasoning.search import SearchSettings, normalised, terminal_value
 from reasoning.steps import extract_program, legal_actions, read_sample
 from sandbox import Verdict
+from sandbox.cache import program_key
 
 FAILED_IN_ROW: Final = 8
 """A tree is given up when this many expansions more than can run at a time were lost one after the other."""

@@ -41,6 +41,11 @@ def _parsed_key(data: bytes) -> bytes:
     return _digest(b"tree:" + "\0".join(parts).encode("utf-8", "surrogatepass"))
 
 
+def forget_keys() -> None:
+    """Free the memory of remembered keys."""
+    _parsed_key.cache_clear()
+
+
 def _spell(node: ast.AST, add: Callable[[str], None]) -> None:
     """The parts of a syntax tree in order; as exact as ast.dump, at half its cost."""
     add(node.__class__.__name__)

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from reasoning.event_log import Asked, EventLogError, Told, decode, encode
 from reasoning.labels import soft_label, solved_paths, step_labels
-from reasoning.nodes import Judgement, Outcome, program_key
+from reasoning.nodes import Judgement, Outcome
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings, terminal_value
 from reasoning.steps import END
 from reasoning.tree import SearchTree
 from sandbox import Verdict
+from sandbox.cache import program_key
 
 HEADERS = {(number, action): (900 + number, 950 + int(action)) for number in range(1, 17) for action in Action}
 

@@ -48,9 +48,7 @@ def test_what_may_behave_differently_differs(a: str, b: str) -> None:
 
 
 def test_keys_tell_apart_what_syntax_trees_do() -> None:
-    values = (
-        "1 1.0 True None ... 1j '1' b'1' u'1' x [1] (1,) {1} [] [[]] f(x,y) f(x)(y) f(x=y) f(*x) f(**x) x[y] x.y x@y"
-    )
+    values = "1 1.0 True None ... 1j '1' b'1' u'1' x [1] (1,) {1} [[]] f(x,y) f(x)(y) f(x=y) f(*x) f(**x) x[y] x.y x@y"
     lines = [f"{target} = {value}" for target in ("a", "a: int", "a, b") for value in values.split()]
     lines += ["[x for y in z]", "{x for y in z}", "(x for y in z)"]
     sources = [*lines, *[f"def f():\n    {line}" for line in lines], *[f"if x: {line}\nelse: pass" for line in lines]]
