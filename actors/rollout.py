@@ -18,6 +18,7 @@ from actors.sampling import Draw, EngineError
 from actors.sandbox_pool import RayPool
 from actors.scheduler import SearchJob, SearchScheduler
 from actors.tokens import Tokens
+from reasoning.nodes import TreeReport
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Path, Problem, Suite
 from reasoning.search import SearchSettings
@@ -30,20 +31,8 @@ class TreeResult:
     """A finished tree as it leaves the worker."""
 
     tree_id: str
-    problem_id: str
+    report: TreeReport
     paths: list[Path]
-    tokens: int
-    expansions: int
-    nodes: int
-    duplicates: int
-    infra_errors: int
-    pruned: int
-    reason: str
-    seconds: float
-
-    @property
-    def solved(self) -> bool:
-        return any(p.solved for p in self.paths)
 
 
 @dataclass(slots=True)
@@ -129,21 +118,8 @@ class RolloutWorker:
             tree_id, problem, self._prompt(problem), suite, settings, seed, FilePath(log) if log is not None else None
         )
         found = await self._scheduler.search(job)
-        tree = found.tree
         self._trees += 1
-        return TreeResult(
-            tree_id=tree_id,
-            problem_id=problem.id,
-            paths=tree.paths(),
-            tokens=tree.tokens,
-            expansions=tree.expansions,
-            nodes=len(tree.nodes),
-            duplicates=tree.duplicates,
-            infra_errors=tree.infra_errors,
-            pruned=tree.pruned,
-            reason=found.reason,
-            seconds=found.seconds,
-        )
+        return TreeResult(tree_id, found.tree.report(found.reason, found.seconds), found.tree.paths())
 
     async def chain(
         self, chain_id: str, problem: Problem, suite: Suite, settings: SearchSettings, seed: int, greedy: bool = False

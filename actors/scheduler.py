@@ -19,13 +19,13 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.programs import ProgramJudge
 from actors.sampling import Draw, EngineDeadError, EngineError, Sampler, Scorer
-from reasoning.event_log import Ended, Event, EventFile, EventLogError, decode, opening
+from reasoning.event_log import Ended, Event, EventFile, EventLogError, decode, opening, require_same
 from reasoning.nodes import Expansion, Judgement, Outcome
 from reasoning.records import Action, Problem, Sample, Suite
 from reasoning.search import SearchSettings
@@ -202,7 +202,10 @@ class SearchScheduler:
                 continue
             try:
                 active = self._open(job, lane, done)
-            except (OSError, EventLogError) as error:
+            except EventLogError as error:
+                _resolve(done, EventLogError(f"{job.log}: {error}; remove the file to begin anew"))
+                continue
+            except OSError as error:
                 _resolve(done, error)
                 continue
             if active is not None:
@@ -219,19 +222,19 @@ class SearchScheduler:
         else:
             events = decode(job.log.read_bytes()) if job.log.exists() else []
             if events:
-                _check_same(job, events)
+                require_same(
+                    opening(events), tree_id=job.tree_id, problem_id=job.problem.id, prompt_ids=job.prompt_ids,
+                    seed=job.seed, settings=job.settings.model_dump(),
+                )  # fmt: skip
             if events and isinstance(last := events[-1], Ended):
                 _resolve(done, Searched(SearchTree.replay(events), last.reason, last.seconds))
                 return None
             file = EventFile(job.log)
-            if events:
-                tree = SearchTree.replay(events, file.append)
-                for expansion_id in tree.in_flight:
-                    tree.abandon(expansion_id, "the process that ran it is gone", pruned=True)
-            else:
-                tree = SearchTree(
-                    job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed, file.append
-                )
+            try:
+                tree = _gone_on(job, headers, events, file)
+            except BaseException:
+                file.close()
+                raise
         active = _Active(job, tree, lane, done, loop.time(), file)
         active.timer = loop.call_later(job.settings.seconds, self._end_if_over, active)
         lane.trees.add(active)
@@ -428,13 +431,16 @@ def _resolve(done: asyncio.Future[Searched], result: Searched | BaseException) -
         done.set_exception(result)
 
 
-def _check_same(job: SearchJob, events: Sequence[Event]) -> None:
-    opened = opening(events)
-    ours = {"tree_id": job.tree_id, "problem_id": job.problem.id, "prompt_ids": job.prompt_ids, "seed": job.seed,
-            "settings": job.settings.model_dump()}  # fmt: skip
-    for name, value in ours.items():
-        if getattr(opened, name) != value:
-            raise EventLogError(f"{job.log}: the log is of another search: its {name} differs; remove it to begin anew")
+def _gone_on(
+    job: SearchJob, headers: Mapping[tuple[int, Action], tuple[int, ...]], events: Sequence[Event], file: EventFile
+) -> SearchTree:
+    """The tree of a log, without the expansions that nobody runs any more; a new one where there is no log."""
+    if not events:
+        return SearchTree(job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed, file.append)
+    tree = SearchTree.replay(events, file.append)
+    for expansion_id in tree.in_flight:
+        tree.abandon(expansion_id, "the process that ran it is gone", pruned=True)
+    return tree
 
 
 async def action_priors(sampler: Sampler, codec: StepCodec, prompt: Sequence[int], number: int) -> dict[Action, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from cluster import models, preflight
 from cluster.config import RunConfig
 from cluster.driver_log import attempt
 from cluster.progress import ProgressDisplay
-from cluster.run_dir import RunDir, expand
+from cluster.run_dir import RunDir, default_path, expand, require_free
 from cluster.stop import EXIT_INTERRUPTED, Interrupted, Stop, no_signals
 from cluster.tracker import resolve_mode
 from cluster.workers import Workers, start_ray
@@ -65,6 +66,49 @@ def require_kind(run_dir: RunDir, state: Mapping[str, Any], kind: Kind) -> None:
     if made_by != kind:
         legal = f"a run of `o1coder {kind}`, or `o1coder {made_by} --resume`"
         raise InputError("resume", str(run_dir.path), legal, f"it is a run of `o1coder {made_by}`")
+
+
+@contextlib.contextmanager
+def run_directory(path: str | None, resume: str | None) -> Iterator[RunDir]:
+    """The directory of an earlier run, or where a new one may be made; closed where what is done with it fails.
+
+    Everything is checked before anything is made (`begin`): a refused run leaves no directory. Raises InputError.
+    """
+    if resume is not None:
+        run_dir = RunDir.open(resume)
+    else:
+        run_dir = RunDir(path or default_path())
+        require_free(run_dir.path)
+    try:
+        yield run_dir
+    except BaseException:
+        run_dir.close()
+        raise
+
+
+def begin(
+    run_dir: RunDir,
+    config: RunConfig,
+    stop: Stop,
+    command: Sequence[str] | None,
+    state: Mapping[str, Any] | None = None,
+) -> RunDir:
+    """Write down what the run is to be, and for a new one (with the `command` that asked for it) make its directory.
+
+    `state`: what a new run begins with. Raises OSError, Interrupted.
+    """
+    made = run_dir
+    try:
+        with stop.held():
+            if command is not None:
+                made = RunDir.create(run_dir.path, command)
+                if state is not None:
+                    made.write_state(state)
+            made.write_atomic(made.config, config.dump())
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def load_problems(console: Console, load: Callable[[BadRow], list[Problem]]) -> list[Problem]:

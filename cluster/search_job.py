@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -15,11 +15,12 @@ from cluster import job, preflight, search_report, trees
 from cluster.config import RunConfig
 from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
-from cluster.run_dir import RunDir, default_path, require_free
+from cluster.run_dir import RunDir
 from cluster.stop import Stop
-from cluster.trees import PlannedTree, TreeReport
+from cluster.trees import PlannedTree
 from cluster.workers import ENGINE_START_S, Workers, prepare_environment
 from reasoning.errors import InputError, MachineError
+from reasoning.nodes import TreeReport
 from reasoning.records import Suite
 from reasoning.search import FAITHFUL, PolicyName, SearchSettings
 
@@ -30,8 +31,6 @@ BUDGET = "laptop"
 ROUND = 0
 """Where the last metrics stand on the axis of rounds: the model has been through none."""
 MIN_DISK_GIB = 1.0
-TREE_MARGIN_S = 300.0
-"""How much longer than its own limit a tree may take to come back."""
 SHOW_S = 3.0
 """Seconds from one look at the workers to the next."""
 FIXED = (
@@ -104,26 +103,14 @@ def search(request: SearchRequest, console: Console, command: Sequence[str], sto
     """
     prepare_environment()
     config = _config(request)
-    if request.resume is not None:
-        run_dir = RunDir.open(request.resume)
-    else:
-        # Everything is checked before anything is made: a refused search leaves no directory behind.
-        run_dir = RunDir(request.run_dir or default_path())
-        require_free(run_dir.path)
-    try:
+    new = request.resume is None
+    with job.run_directory(request.run_dir, request.resume) as run_dir:
         found = _planned(request, config, run_dir, console, stop)
         model = Path()
         if found.left:
             run_dir.require_disk(MIN_DISK_GIB)
             model = job.check(config, [t.problem for t in found.trees], console, memory_need(config))
-        with stop.held():
-            if request.resume is None:
-                found.run_dir = run_dir = RunDir.create(run_dir.path, command)
-                run_dir.write_state(found.state)
-            run_dir.write_atomic(run_dir.config, config.dump())
-    except BaseException:
-        run_dir.close()
-        raise
+        run_dir = found.run_dir = job.begin(run_dir, config, stop, command if new else None, found.state)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     with driver_log(run_dir.logs / "driver.log"):
         return _run(found, model)
@@ -161,7 +148,7 @@ def _planned(request: SearchRequest, config: RunConfig, run_dir: RunDir, console
     if digest != trees.digest(problems):
         legal = "the problems as they were when the run began, or a new run"
         raise InputError("problems", config.problems, legal, "they have changed since")
-    planned = trees.plan(problems, config.seed, run_dir.trees / trees.SHARD)
+    planned = trees.plan(problems, config.seed, run_dir)
     found = Search(config, run_dir, split, planned, state, console, stop)
     if request.resume is not None:
         found.reports = trees.read_reports(planned, found.settings)
@@ -220,31 +207,15 @@ def _search_with(search: Search, model: Path, workers: Workers) -> None:
 
 def _grow(search: Search, context: Any) -> None:
     """Search what is left, at most `search.trees_in_flight` trees at a time."""
-    from cluster import flow
-
-    workers = context.workers.rollouts
-    routes = trees.Fewest(len(workers))
-    left = search.left
-
-    def call(planned: PlannedTree) -> Callable[[], Any]:
-        suite = Suite(problem_id=planned.problem.id, tests=planned.problem.tests)
-
-        def start() -> Any:
-            worker = workers[routes.take(planned.tree_id)]
-            return worker.search.remote(
-                planned.tree_id, planned.problem, suite, search.settings, planned.seed, str(planned.log)
-            )
-
-        return start
+    suites = {t.problem.id: Suite(problem_id=t.problem.id, tests=t.problem.tests) for t in search.left}
 
     def on_result(result: Any) -> None:
-        routes.give_back(result.tree_id)
-        search.reports[result.problem_id] = trees.report_of_result(result)
+        search.reports[result.report.problem_id] = result.report
 
     look = _Look(search, context)
-    deadline = search.settings.seconds + TREE_MARGIN_S
+    workers, in_flight = context.workers.rollouts, search.config.search.trees_in_flight
     try:
-        flow.stream(map(call, left), search.config.search.trees_in_flight, deadline, "search", on_result, look)
+        trees.grow(workers, search.left, suites, search.settings, in_flight, on_result, look)
     finally:
         look.note_seconds()
     look.look()
@@ -301,24 +272,8 @@ def _log_last(search: Search, context: Any) -> None:
     from cluster.context import RunContext
 
     assert isinstance(context, RunContext)
-    reports = list(search.reports.values())
-    seconds = max(1e-6, float(search.state["seconds"]))
-    tokens, programs = sum(r.tokens for r in reports), sum(r.programs for r in reports)
-    context.log(
-        {
-            "search/solved": sum(r.solved for r in reports),
-            "search/problems": len(reports),
-            "search/tokens": tokens,
-            "search/tokens_per_s": tokens / seconds,
-            "search/paths": sum(r.paths for r in reports),
-            "search/duplicates": sum(r.duplicates for r in reports),
-            "search/infra_errors": sum(r.lost for r in reports),
-            "search/pruned": sum(r.pruned for r in reports),
-            "sandbox/programs_per_s": programs / seconds,
-            **context.sandbox_metrics(),
-        },
-        ROUND,
-    )
+    found = trees.metrics(list(search.reports.values()), max(1e-6, float(search.state["seconds"])))
+    context.log({**found, **context.sandbox_metrics()}, ROUND)
 
 
 # --- the end ---

@@ -18,8 +18,9 @@ from rich.text import Text
 from cluster.config import RunConfig
 from cluster.report import MISSING, WIDTH, ReportRecord, clean
 from cluster.run_dir import RunDir
-from cluster.trees import TreeReport, as_rows
+from cluster.trees import as_rows
 from reasoning.estimators import Interval, bootstrap
+from reasoning.nodes import TreeReport
 
 SHOWN_IDS = 40
 """Solved problems that the table names; report.json names all."""

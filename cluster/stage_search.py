@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 from actors.rollout import TreeResult
 from actors.sandbox_pool import RayPool
-from cluster import flow
+from cluster import trees
 from cluster.context import RunContext
 from reasoning.labels import pass_rate
+from reasoning.nodes import TreeReport
 from reasoning.records import Path, Problem, Suite
 from reasoning.search import SearchSettings
 from sandbox import Submission, SuiteResult, Verdict
 
-TREE_MARGIN_S = 300.0
+log = logging.getLogger(__name__)
 
 
 def search(run: RunContext, round_: int) -> dict[str, Any]:
@@ -49,41 +50,32 @@ def _search(
 ) -> dict[str, Any]:
     suites = {s.problem_id: s for s in run.store.read_suites("current") if s.accepted}
     problems = [p for p in candidates if p.id in suites]
-    engines = itertools.cycle(run.workers.rollouts)
     results: list[TreeResult] = []
     started = time.monotonic()
-    folder = run.dir.trees / shard
-    folder.mkdir(parents=True, exist_ok=True)
     by_id = {p.id: p for p in problems}
-
-    def call(index: int) -> Callable[[], Any]:
-        problem = problems[index]
-        seed = run.config.seed * 1_000_003 + 7919 * round_ + index
-        tree_id = f"{shard}/{problem.id}"
-        log = str(folder / f"{problem.id.replace('/', '-')}.jsonl")
-        return lambda: next(engines).search.remote(tree_id, problem, suites[problem.id], settings, seed, log)
-
-    def on_result(result: TreeResult) -> None:
-        results.append(result)
+    planned = trees.plan(problems, run.config.seed * 1_000_003 + round_, run.dir, shard)
+    for log_file in trees.set_aside(planned, settings):
+        log.info("the log of a search with other settings is kept as %s", log_file)
+    earlier = trees.read_reports(planned, settings)  # the stage was interrupted, and goes on
 
     def fields() -> dict[str, float | int | str]:
         # Trees that are being searched count by their tokens: most of them end late, and together.
-        whole = sum(r.tokens for r in results) + (len(problems) - len(results)) * settings.token_budget
+        whole = sum(r.report.tokens for r in results) + (len(problems) - len(results)) * settings.token_budget
         share = min(0.99, (run.sampled_tokens - drawn_before) / max(1, whole))
         run.display.update(done=len(results), total=len(problems), share=share)
-        return {"trees": f"{len(results)}/{len(problems)}", "solved": sum(r.solved for r in results)}
+        return {"trees": f"{len(results)}/{len(problems)}", "solved": sum(r.report.solved for r in results)}
 
     run.speeds()
     drawn_before = run.sampled_tokens
-    calls = map(call, range(len(problems)))
-    deadline = settings.seconds + TREE_MARGIN_S
-    flow.stream(calls, run.config.search.trees_in_flight, deadline, shard, on_result, run.live(fields))
+    in_flight, tick = run.config.search.trees_in_flight, run.live(fields)
+    trees.grow(run.workers.rollouts, planned, suites, settings, in_flight, results.append, tick)
     seconds = max(1e-6, time.monotonic() - started)
     paths = [path for result in results for path in result.paths]
     run.store.write_paths(shard, paths)
-    solved = sorted(r.problem_id for r in results if r.solved)
+    reports = [r.report for r in results]
+    solved = sorted(r.problem_id for r in reports if r.solved)
     gap = _holdout_gap(run, paths, by_id, suites)
-    summary = _metrics(results, paths, seconds, len(solved))
+    summary = _metrics(reports, paths, seconds, earlier.values())
     measured = {"search/holdout_gap": gap} if gap is not None else {}
     run.log({**summary, **measured, **run.sandbox_metrics()}, round_)
     return {
@@ -91,28 +83,20 @@ def _search(
         "problems": len(problems),
         "solved": solved,
         "searched": [p.id for p in problems],
-        "tokens": sum(r.tokens for r in results),
-        "programs": sum(1 for p in paths if p.program is not None),
+        "tokens": sum(r.tokens for r in reports),
+        "programs": sum(r.programs for r in reports),
         "holdout_gap": gap,
         "note": f"{len(solved)} of {len(problems)} problems solved, {len(paths)} paths",
     }
 
 
-def _metrics(results: list[TreeResult], paths: list[Path], seconds: float, solved: int) -> dict[str, float]:
-    tokens = sum(r.tokens for r in results)
-    programs = sum(1 for p in paths if p.program is not None)
+def _metrics(
+    reports: list[TreeReport], paths: list[Path], seconds: float, earlier: Iterable[TreeReport]
+) -> dict[str, float]:
     return {
-        "search/solved": solved,
-        "search/problems": len(results),
-        "search/tokens_per_s": tokens / seconds,
-        "search/tokens": tokens,
-        "search/paths": len(paths),
+        **trees.metrics(reports, seconds, earlier),
         "search/pass_rate": pass_rate(paths),
-        "search/duplicates": sum(r.duplicates for r in results),
-        "search/infra_errors": sum(r.infra_errors for r in results),
-        "search/pruned": sum(r.pruned for r in results),
         "search/mean_steps": sum(len(p.steps) for p in paths) / max(1, len(paths)),
-        "sandbox/programs_per_s": programs / seconds,
     }
 
 

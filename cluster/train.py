@@ -16,7 +16,7 @@ from cluster import job, preflight
 from cluster.config import RunConfig
 from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
-from cluster.run_dir import RunDir, default_path, require_free
+from cluster.run_dir import RunDir
 from cluster.stop import Stop
 from cluster.workers import Workers, prepare_environment
 from reasoning.records import Problem
@@ -42,23 +42,12 @@ def train(request: TrainRequest, console: Console, command: Sequence[str], stop:
     """
     prepare_environment()
     config = _config(request)
-    if request.resume is not None:
-        run_dir = RunDir.open(request.resume)
-    else:
-        # Everything is checked before anything is made: a refused run leaves no directory behind.
-        run_dir = RunDir(request.run_dir or default_path())
-        require_free(run_dir.path)
-    try:
+    new = request.resume is None
+    with job.run_directory(request.run_dir, request.resume) as run_dir:
         job.require_kind(run_dir, run_dir.read_state(), "train")
         run_dir.require_disk(preflight.MIN_DISK_GIB)
         model, problems = _check(config, console)
-        with stop.held():
-            if request.resume is None:
-                run_dir = RunDir.create(run_dir.path, command)
-            run_dir.write_atomic(run_dir.config, config.dump())
-    except BaseException:
-        run_dir.close()
-        raise
+        run_dir = job.begin(run_dir, config, stop, command if new else None)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     with driver_log(run_dir.logs / "driver.log"):
         return _run(config, run_dir, model, problems, console, stop)

@@ -9,19 +9,20 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.run_dir import RunDir
 from reasoning.errors import InputError
-from reasoning.event_log import Ended, EventLogError, decode
+from reasoning.event_log import Ended, Event, EventLogError, decode, opening, require_same
 from reasoning.export import complete_solutions
 from reasoning.labels import step_labels
+from reasoning.nodes import TreeReport
 from reasoning.pairs import step_pairs
 from reasoning.records import Path as SearchPath
-from reasoning.records import Problem
+from reasoning.records import Problem, Suite
 from reasoning.search import SearchSettings
 from reasoning.tree import SearchTree
 
@@ -30,54 +31,35 @@ if TYPE_CHECKING:  # Ray must not be imported before its settings are made
 
 SHARD = "search"
 PAIRS_PER_PROBLEM = 64
+TREE_MARGIN_S = 300.0
+"""How much longer than its own limit a tree may take to come back."""
 _LONGEST_NAME = 100
 _ODD = re.compile(r"[^A-Za-z0-9_.+=@-]")
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTree:
-    """One problem to search. `name`: of its files, without suffix; `log`: its event log."""
+    """One problem to search. `shard`: of the search it belongs to; `name`: of its files, without suffix; `log`: its
+    event log."""
 
     problem: Problem
+    shard: str
     name: str
     seed: int
     log: Path
 
     @property
     def tree_id(self) -> str:
-        return f"{SHARD}/{self.problem.id}"
+        return f"{self.shard}/{self.problem.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class TreeReport:
-    """What a tree came to. Counts as in `SearchTree`; `programs`: paths that end in a judged program.
-
-    `tokens`: sampled; `seconds`: on the clock since it began or went on; `reason`: why it ended, "" where it has not.
-    """
-
-    problem_id: str
-    solved: bool
-    tokens: int
-    expansions: int
-    paths: int
-    programs: int
-    duplicates: int
-    lost: int
-    pruned: int
-    seconds: float
-    reason: str
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.reason)
-
-
-def plan(problems: Sequence[Problem], seed: int, folder: Path) -> list[PlannedTree]:
+def plan(problems: Sequence[Problem], seed: int, run_dir: RunDir, shard: str = SHARD) -> list[PlannedTree]:
     """One tree per problem, in the order of their ids. A tree's own seed depends on `seed` and the id alone."""
-    names = file_names([p.id for p in problems])
+    names, folder = file_names([p.id for p in problems]), run_dir.trees / shard
     return [
-        PlannedTree(p, names[p.id], random.Random(f"{seed}:{p.id}").randrange(2**31), folder / f"{names[p.id]}.jsonl")
+        PlannedTree(p, shard, name, random.Random(f"{seed}:{p.id}").randrange(2**31), folder / f"{name}.jsonl")
         for p in sorted(problems, key=lambda p: p.id)
+        for name in (names[p.id],)
     ]
 
 
@@ -110,15 +92,13 @@ def digest(problems: Iterable[Problem]) -> str:
 # --- from the logs ---
 
 
-def read_tree(planned: PlannedTree) -> tuple[SearchTree, Ended | None] | None:
-    """The tree as its log has it, with its last event where it came to its end; None before the first whole line.
+def read_tree(planned: PlannedTree) -> tuple[SearchTree, TreeReport] | None:
+    """The tree as its log has it, and what it came to; None before the first whole line.
 
     Raises EventLogError for a log that is none, OSError where it cannot be read.
     """
-    events = decode(planned.log.read_bytes()) if planned.log.exists() else []
-    if not events:
-        return None
-    return SearchTree.replay(events), last if isinstance(last := events[-1], Ended) else None
+    events = _events(planned)
+    return _replayed(events) if events else None
 
 
 def read_reports(trees: Iterable[PlannedTree], settings: SearchSettings) -> dict[str, TreeReport]:
@@ -129,10 +109,9 @@ def read_reports(trees: Iterable[PlannedTree], settings: SearchSettings) -> dict
     reports: dict[str, TreeReport] = {}
     for planned in trees:
         try:
-            found = read_tree(planned)
-            if found is not None:
-                _require_same(planned, settings, found[0])
-                reports[planned.problem.id] = report_of_tree(*found)
+            if events := _events(planned):
+                _require_same(planned, settings, events)
+                reports[planned.problem.id] = _replayed(events)[1]
         except EventLogError as error:
             legal = "event logs as this search left them; remove the file to search its problem anew"
             raise InputError("resume", str(planned.log), legal, str(error)) from None
@@ -142,51 +121,39 @@ def read_reports(trees: Iterable[PlannedTree], settings: SearchSettings) -> dict
     return reports
 
 
-def _require_same(planned: PlannedTree, settings: SearchSettings, tree: SearchTree) -> None:
-    ours = (planned.tree_id, planned.problem.id, planned.seed, settings)
-    theirs = (tree.id, tree.problem_id, tree.seed, tree.settings)
-    for name, mine, other in zip(("tree id", "problem id", "seed", "settings"), ours, theirs, strict=True):
-        if mine != other:
-            raise EventLogError(f"it is of another search: its {name} differs")
+def set_aside(trees: Iterable[PlannedTree], settings: SearchSettings) -> list[Path]:
+    """Move logs that a search with these settings cannot go on with out of its way; returns where they are now.
+
+    Raises OSError where the disk refuses.
+    """
+    moved = []
+    for planned in trees:
+        try:
+            if events := _events(planned):
+                _require_same(planned, settings, events)
+                SearchTree.replay(events)
+        except EventLogError:
+            number = 1
+            while (target := planned.log.with_suffix(f".{number}.old")).exists():
+                number += 1
+            moved.append(planned.log.rename(target))
+    return moved
 
 
-def report_of_tree(tree: SearchTree, ended: Ended | None) -> TreeReport:
-    """What a replayed tree came to."""
-    paths = tree.paths()
-    return TreeReport(
-        problem_id=tree.problem_id,
-        solved=any(p.solved for p in paths),
-        tokens=tree.tokens,
-        expansions=tree.expansions,
-        paths=len(paths),
-        programs=_programs(paths),
-        duplicates=tree.duplicates,
-        lost=tree.infra_errors,
-        pruned=tree.pruned,
-        seconds=ended.seconds if ended else 0.0,
-        reason=ended.reason if ended else "",
-    )
+def _events(planned: PlannedTree) -> list[Event]:
+    return decode(planned.log.read_bytes()) if planned.log.exists() else []
 
 
-def report_of_result(result: TreeResult) -> TreeReport:
-    """What a tree came to that a rollout worker has just finished."""
-    return TreeReport(
-        problem_id=result.problem_id,
-        solved=result.solved,
-        tokens=result.tokens,
-        expansions=result.expansions,
-        paths=len(result.paths),
-        programs=_programs(result.paths),
-        duplicates=result.duplicates,
-        lost=result.infra_errors,
-        pruned=result.pruned,
-        seconds=result.seconds,
-        reason=result.reason,
-    )
+def _replayed(events: Sequence[Event]) -> tuple[SearchTree, TreeReport]:
+    tree, last = SearchTree.replay(events), events[-1]
+    return tree, tree.report(last.reason, last.seconds) if isinstance(last, Ended) else tree.report()
 
 
-def _programs(paths: Iterable[SearchPath]) -> int:
-    return sum(p.program is not None for p in paths)
+def _require_same(planned: PlannedTree, settings: SearchSettings, events: Sequence[Event]) -> None:
+    require_same(
+        opening(events), tree_id=planned.tree_id, problem_id=planned.problem.id, seed=planned.seed,
+        settings=settings.model_dump(),
+    )  # fmt: skip
 
 
 # --- which worker searches what ---
@@ -211,6 +178,37 @@ class Fewest:
         self.load[self._at.pop(tree_id)] -= 1
 
 
+def grow(
+    workers: Sequence[Any],
+    trees: Sequence[PlannedTree],
+    suites: Mapping[str, Suite],
+    settings: SearchSettings,
+    in_flight: int,
+    on_result: Callable[[TreeResult], None],
+    on_tick: Callable[[], None],
+) -> None:
+    """Search the trees on the rollout workers, at most `in_flight` at a time; see `flow.stream`. `suites`: what judges
+    the programs, by problem id."""
+    from cluster import flow
+
+    routes = Fewest(len(workers))
+
+    def call(planned: PlannedTree) -> Callable[[], Any]:
+        def start() -> Any:
+            return workers[routes.take(planned.tree_id)].search.remote(
+                planned.tree_id, planned.problem, suites[planned.problem.id], settings, planned.seed, str(planned.log)
+            )
+
+        return start
+
+    def end(result: TreeResult) -> None:
+        routes.give_back(result.tree_id)
+        on_result(result)
+
+    what = trees[0].shard if trees else SHARD
+    flow.stream(map(call, trees), in_flight, settings.seconds + TREE_MARGIN_S, what, end, on_tick)
+
+
 # --- out ---
 
 
@@ -226,12 +224,12 @@ def write_outputs(run_dir: RunDir, trees: Sequence[PlannedTree]) -> list[TreeRep
     paths: list[SearchPath] = []
     reports = []
     scratch = run_dir.stage_dir("solutions")
-    for planned, tree, ended in _trees(trees):
+    for planned, tree, report in _trees(trees):
         own = tree.paths()
         paths += own
         solutions = complete_solutions(planned.problem, own)
         (scratch / f"{planned.name}.json").write_text(json.dumps(solutions, indent=1) + "\n", encoding="utf-8")
-        reports.append(report_of_tree(tree, ended))
+        reports.append(report)
     store.write_paths(SHARD, paths)
     store.write_records("labels", SHARD, step_labels(paths))
     store.write_records("pairs", SHARD, step_pairs(paths, PAIRS_PER_PROBLEM))
@@ -239,12 +237,29 @@ def write_outputs(run_dir: RunDir, trees: Sequence[PlannedTree]) -> list[TreeRep
     return reports
 
 
-def _trees(trees: Iterable[PlannedTree]) -> Iterator[tuple[PlannedTree, SearchTree, Ended | None]]:
+def _trees(trees: Iterable[PlannedTree]) -> Iterator[tuple[PlannedTree, SearchTree, TreeReport]]:
     """One at a time: thousands of trees need not be in memory together."""
     for planned in trees:
         found = read_tree(planned)
         if found is not None:
             yield planned, *found
+
+
+def metrics(reports: Sequence[TreeReport], seconds: float, earlier: Iterable[TreeReport] = ()) -> dict[str, float]:
+    """What is logged of a search that took `seconds`, not counting what it took to get to `earlier`."""
+    tokens, programs = sum(r.tokens for r in reports), sum(r.programs for r in reports)
+    before = list(earlier)
+    return {
+        "search/solved": sum(r.solved for r in reports),
+        "search/problems": len(reports),
+        "search/tokens": tokens,
+        "search/tokens_per_s": (tokens - sum(r.tokens for r in before)) / seconds,
+        "search/paths": sum(r.paths for r in reports),
+        "search/duplicates": sum(r.duplicates for r in reports),
+        "search/infra_errors": sum(r.lost for r in reports),
+        "search/pruned": sum(r.pruned for r in reports),
+        "sandbox/programs_per_s": (programs - sum(r.programs for r in before)) / seconds,
+    }
 
 
 def as_rows(reports: Iterable[TreeReport]) -> list[dict[str, object]]:

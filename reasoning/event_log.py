@@ -101,6 +101,13 @@ def opening(events: Iterable[Event]) -> Opened:
     return first
 
 
+def require_same(opened: Opened, **ours: Any) -> None:
+    """Raises EventLogError naming the first field of the opening that differs from `ours`: it is another search."""
+    for name, value in ours.items():
+        if getattr(opened, name) != value:
+            raise EventLogError(f"it is of another search: its {name} differs")
+
+
 def header_table(opened: Opened) -> dict[tuple[int, Action], tuple[int, ...]]:
     """Header token ids by (step number, action)."""
     return {(number, Action(action)): ids for number, action, ids in opened.headers}

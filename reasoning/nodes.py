@@ -109,6 +109,30 @@ class Node:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class TreeReport:
+    """What a tree came to. Counts as in `SearchTree`; `programs`: paths that end in a judged program.
+
+    `tokens`: sampled; `seconds`: on the clock since it began or went on; `reason`: why it ended, "" where it has not.
+    """
+
+    problem_id: str
+    solved: bool
+    tokens: int
+    expansions: int
+    paths: int
+    programs: int
+    duplicates: int
+    lost: int
+    pruned: int
+    seconds: float
+    reason: str
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.reason)
+
+
 def step_key(action: Action, text: str, program: str | None) -> bytes:
     """What makes two siblings the same step: the program's syntax tree, or action and text."""
     if program is not None:

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Final
 
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogError, Opened, Told, header_table
-from reasoning.nodes import Expansion, Judgement, Node, Outcome, step_key
+from reasoning.nodes import Expansion, Judgement, Node, Outcome, TreeReport, step_key
 from reasoning.policies import POLICIES, Policy
 from reasoning.records import Action, Path, Sample, StepRecord
 from reasoning.search import SearchSettings, normalised, terminal_value
@@ -354,6 +354,23 @@ class SearchTree:
             self._log(event)
 
     # --- out ---
+
+    def report(self, reason: str = "", seconds: float = 0.0) -> TreeReport:
+        """What the tree came to. `reason`: why it ended, "" where it has not; `seconds`: how long it took."""
+        ended = [node for node in self.nodes if node.terminal]
+        return TreeReport(
+            problem_id=self.problem_id,
+            solved=any(n.judgement is not None and n.judgement.verdict is Verdict.ACCEPTED for n in ended),
+            tokens=self.tokens,
+            expansions=self.expansions,
+            paths=len(ended),
+            programs=sum(n.program is not None for n in ended),
+            duplicates=self.duplicates,
+            lost=self.infra_errors,
+            pruned=self.pruned,
+            seconds=seconds,
+            reason=reason,
+        )
 
     def paths(self) -> list[Path]:
         """Every path that ended: complete ones, and those that a malformed step cut short (value 0, no program)."""

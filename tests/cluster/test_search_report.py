@@ -9,7 +9,7 @@ from rich.console import Console
 from cluster import search_report
 from cluster.config import load
 from cluster.run_dir import RunDir
-from cluster.trees import TreeReport
+from reasoning.nodes import TreeReport
 
 
 def tree(name, solved=False, reason="token budget", **counts):

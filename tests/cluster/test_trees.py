@@ -72,17 +72,17 @@ def grow(planned, settings=SETTINGS):
 
 @pytest.fixture
 def planned(tmp_path):
-    return trees.plan([problem("b/2"), problem("a/1")], 5, tmp_path / "trees")
+    return trees.plan([problem("b/2"), problem("a/1")], 5, RunDir(tmp_path))
 
 
 def test_a_plan_depends_on_nothing_but_seed_and_ids(tmp_path):
-    many = trees.plan([problem(f"p/{n}") for n in range(9)], 5, tmp_path)
-    few = trees.plan([problem("p/3"), problem("p/1")], 5, tmp_path)
+    many = trees.plan([problem(f"p/{n}") for n in range(9)], 5, RunDir(tmp_path))
+    few = trees.plan([problem("p/3"), problem("p/1")], 5, RunDir(tmp_path))
     assert [t.problem.id for t in few] == ["p/1", "p/3"]
     assert {t.problem.id: t.seed for t in few}.items() <= {t.problem.id: t.seed for t in many}.items()
     assert len({t.seed for t in many}) == 9
-    assert {t.seed for t in trees.plan([problem("p/1")], 6, tmp_path)}.isdisjoint({t.seed for t in many})
-    assert (few[0].tree_id, few[0].log) == ("search/p/1", tmp_path / "p-1.jsonl")
+    assert {t.seed for t in trees.plan([problem("p/1")], 6, RunDir(tmp_path))}.isdisjoint({t.seed for t in many})
+    assert (few[0].tree_id, few[0].log) == ("search/p/1", tmp_path / "trees" / "search" / "p-1.jsonl")
 
 
 @given(st.lists(st.text(min_size=1, max_size=130), unique=True, max_size=12))
@@ -135,12 +135,37 @@ def test_a_log_of_another_search_is_refused(planned, tmp_path):
     grow(planned)
     with pytest.raises(InputError, match=r"resume: got .*a-1.jsonl.*another search: its settings differs.*remove"):
         trees.read_reports(planned, SETTINGS.model_copy(update={"samples": 3}))
-    others = trees.plan([t.problem for t in planned], 6, tmp_path / "trees")
+    others = trees.plan([t.problem for t in planned], 6, RunDir(tmp_path))
     with pytest.raises(InputError, match="its seed differs"):
         trees.read_reports(others, SETTINGS)
     planned[0].log.write_bytes(b'{"event":"open"}\n' + planned[0].log.read_bytes())
     with pytest.raises(InputError, match=r"event log: line 1"):
         trees.read_reports(planned, SETTINGS)
+
+
+def test_a_log_of_another_search_is_kept_where_it_is_in_nobodys_way(planned):
+    grow(planned)
+    assert trees.set_aside(planned, SETTINGS) == []
+    other = SETTINGS.model_copy(update={"samples": 3})
+    first = planned[0].log.read_bytes()
+    moved = trees.set_aside(planned, other)
+    assert [path.name for path in moved] == ["a-1.1.old", "b-2.1.old"]
+    assert moved[0].read_bytes() == first
+    assert trees.read_reports(planned, other) == {}
+    grow(planned, other)
+    planned[1].log.write_bytes(b"no log\n")
+    assert [path.name for path in trees.set_aside(planned, other)] == ["b-2.2.old"]
+    assert trees.read_reports(planned, other).keys() == {"a/1"}
+
+
+def test_rates_leave_out_what_an_earlier_process_did(planned):
+    grow(planned)
+    reports = list(trees.read_reports(planned, SETTINGS).values())
+    whole, here = trees.metrics(reports, 2.0), trees.metrics(reports, 2.0, reports[:1])
+    assert whole["search/tokens"] == here["search/tokens"] == sum(r.tokens for r in reports)
+    assert whole["search/tokens_per_s"] == sum(r.tokens for r in reports) / 2
+    assert here["search/tokens_per_s"] == reports[1].tokens / 2
+    assert here["sandbox/programs_per_s"] == reports[1].programs / 2
 
 
 def test_outputs_are_those_of_the_logs_and_replace_older_ones(planned, tmp_path):
