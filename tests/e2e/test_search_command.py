@@ -6,70 +6,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from started import Started
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 IDS = ("sum_of_evens", "count_vowels", "is_even", "largest_number")
 NAMES = [f"bundled-{name}" for name in sorted(IDS)]
 LEAVES = 4
 """Expansions of a tree in flight at a time, as the budget has it."""
-
-
-class Started:
-    """A search in a session of its own; remembers every process that was ever below it."""
-
-    def __init__(self, *arguments: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
-        environment |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", "search", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.output = ""
-        self.seen: dict[int, psutil.Process] = {}
-
-    def until(self, done, seconds: float) -> None:
-        """Until `done()`, or (None) until the end."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self._look()
-            if done is not None and done():
-                return
-            if self.process.poll() is not None:
-                self._look()
-                assert done is None, f"ended too early:\n{self.output}"
-                return
-            time.sleep(0.1)
-        self.process.kill()
-        raise AssertionError(f"not within {seconds} s:\n{self.output}")
-
-    def _look(self) -> None:
-        while line := self.process.stdout.readline():
-            self.output += line
-        try:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                self.seen.setdefault(child.pid, child)
-        except psutil.NoSuchProcess:
-            pass
-
-    def left_behind(self, seconds: float) -> list[str]:
-        """Processes of the search that still live `seconds` later."""
-        _, alive = psutil.wait_procs(list(self.seen.values()), timeout=seconds)
-        return [f"{p.pid} {' '.join(p.cmdline())[:100]}" for p in alive if p.is_running() and p.status() != "zombie"]
 
 
 def logs(run_dir: Path) -> dict[str, bytes]:
@@ -93,8 +41,8 @@ def state(run_dir: Path) -> dict[str, object]:
 def finished(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("search") / "run"
     small = ("search.token_budget=200", "wandb.mode=offline")
-    run = Started("--budget", "tiny", "--policy", "gumbel", "--run-dir", str(run_dir), "--ids", *IDS, *small)
-    run.until(None, 600)
+    run = Started("search", "--budget", "tiny", "--policy", "gumbel", "--run-dir", str(run_dir), "--ids", *IDS, *small)
+    run.until_end(600)
     return run_dir, run
 
 
@@ -186,8 +134,8 @@ def test_going_on_with_a_finished_search_only_writes_its_outputs_again(finished)
     before, wrote = logs(run_dir), (run_dir / "data" / "pairs" / "search.parquet").read_bytes()
     for name in ("report.json", "data/paths/search.parquet"):
         (run_dir / name).unlink()
-    run = Started("--resume", str(run_dir))
-    run.until(None, 60)
+    run = Started("search", "--resume", str(run_dir))
+    run.until_end(60)
     assert run.process.returncode == 0, run.output
     assert "engine" not in run.output
     assert logs(run_dir) == before
@@ -211,8 +159,8 @@ def test_going_on_with_a_finished_search_only_writes_its_outputs_again(finished)
 def test_a_resume_cannot_be_another_search(finished, arguments, says):
     run_dir, _ = finished
     before = {f: f.read_bytes() for f in (run_dir / "config.yaml", run_dir / "state.json")}
-    run = Started("--resume", str(run_dir), *arguments)
-    run.until(None, 60)
+    run = Started("search", "--resume", str(run_dir), *arguments)
+    run.until_end(60)
     assert run.process.returncode == 2
     assert says in run.output and run.output.count("\n") == 1
     assert "cannot change on a resume" in run.output
@@ -227,21 +175,21 @@ def disturbed(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("disturbed") / "run"
     # Budgets that one process does not reach before it is disturbed.
     ways = ("search.token_budget=900", "search.expansion_budget=60", "search.enough_passing=99", "wandb.mode=offline")
-    first = Started("--budget", "tiny", "--run-dir", str(run_dir), "--ids", *IDS, *ways)
+    first = Started("search", "--budget", "tiny", "--run-dir", str(run_dir), "--ids", *IDS, *ways)
     first.until(lambda: sum(map(told, logs(run_dir).values())) >= 20, 600)
     os.killpg(first.process.pid, signal.SIGKILL)
-    first.until(None, 30)
+    first.until_end(30)
     first_left = first.left_behind(20)
     killed = logs(run_dir)
-    second = Started("--resume", str(run_dir))
+    second = Started("search", "--resume", str(run_dir))
     second.until(lambda: sum(map(told, logs(run_dir).values())) >= sum(map(told, killed.values())) + 12, 600)
     began = time.monotonic()
     os.killpg(second.process.pid, signal.SIGTERM)
-    second.until(None, 60)
+    second.until_end(60)
     seconds = time.monotonic() - began
     stopped = logs(run_dir)
-    third = Started("--resume", str(run_dir))
-    third.until(None, 900)
+    third = Started("search", "--resume", str(run_dir))
+    third.until_end(900)
     return run_dir, (first, first_left, killed), (second, seconds, stopped), third
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,12 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from started import Started
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("eval before", "tcg", "search", "policy_sft", "prm", "policy_rl", "new_data", "eval after")
 METRICS = {
     "eval/pass_at_1": "round",
@@ -35,72 +33,33 @@ METRICS = {
 }
 
 
-class Started:
-    """A run in a process of its own; remembers every process that was ever below it."""
-
-    def __init__(self, *arguments: str) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
-        environment["PYTHONUNBUFFERED"] = "1"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", "train", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # its own process group, as a shell gives it
-        )
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.lines: list[tuple[float, str]] = []
-        self.seen: dict[int, psutil.Process] = {}
-
-    def wait_for(self, pattern: str | None, seconds: float) -> None:
-        """Until a line of the output matches, or (None) until the end."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self._look()
-            if pattern and any(re.search(pattern, line) for _, line in self.lines):
-                return
-            if self.process.poll() is not None:
-                self._look()
-                if pattern:
-                    raise AssertionError(f"ended before {pattern!r}:\n{self.output}")
-                return
-            time.sleep(0.25)
-        self.process.kill()
-        raise AssertionError(f"no {pattern or 'end'!r} within {seconds} s:\n{self.output}")
-
-    def _look(self) -> None:
-        while line := self.process.stdout.readline():
-            self.lines.append((time.monotonic(), line.rstrip()))
-        try:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                self.seen.setdefault(child.pid, child)
-        except psutil.NoSuchProcess:
-            pass
-
-    @property
-    def output(self) -> str:
-        return "\n".join(line for _, line in self.lines)
-
-    def left_behind(self) -> list[str]:
-        """Processes of the run that still live; a moment is given to those that are just ending."""
-        _, alive = psutil.wait_procs(list(self.seen.values()), timeout=5)
-        return [f"{p.pid} {' '.join(p.cmdline())[:100]}" for p in alive if p.is_running() and p.status() != "zombie"]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A tiny run that is told to stop in mid-stage, then resumed to its end."""
+    """A tiny run that is told to stop in two of its stages, then resumed to its end: the first and the last process."""
     run_dir = tmp_path_factory.mktemp("e2e") / "run"
-    first = Started("--budget", "tiny", "--run-dir", str(run_dir))
-    first.wait_for(r"tcg: started", 400)
+    first = Started("train", "--budget", "tiny", "--run-dir", str(run_dir))
+    first.until_says(r"tcg: started", 400)
     time.sleep(5)  # well inside the stage: the learner is at work
     first.process.send_signal(signal.SIGTERM)
-    first.wait_for(None, 120)
-    second = Started("--resume", str(run_dir))
-    second.wait_for(None, 900)
+    first.until_end(120)
+    between = Started("train", "--resume", str(run_dir))
+    between.until(lambda: sum(map(told, logs(run_dir).values())) >= 12, 600)
+    between.process.send_signal(signal.SIGTERM)
+    between.until_end(120)
+    (run_dir.parent / "logs-then.json").write_text(json.dumps(logs(run_dir)))
+    second = Started("train", "--resume", str(run_dir))
+    second.until_end(900)
     return run_dir, first, second
+
+
+def logs(run_dir):
+    """The whole lines of each event log of the search."""
+    files = (run_dir / "trees" / "round-1-search").glob("*.jsonl")
+    return {f.name: text[: text.rfind("\n") + 1] for f in files for text in [f.read_text()]}
+
+
+def told(log):
+    return log.count('"event":"tell"')
 
 
 def metrics(run_dir):
@@ -119,15 +78,15 @@ def test_an_interrupted_run_saves_and_leaves_no_process(finished):
 @pytest.mark.parametrize("when", ["engine", "eval before: started"])
 def test_a_signal_to_the_whole_group_ends_everything(tmp_path, when):
     """As `timeout` and batch systems send it: Ray's own processes get it too, and answer no more."""
-    run = Started("--budget", "tiny", "--run-dir", str(tmp_path / "run"))
+    run = Started("train", "--budget", "tiny", "--run-dir", str(tmp_path / "run"))
     if when == "engine":
-        run.wait_for("start: started", 120)
+        run.until_says("start: started", 120)
         time.sleep(6)  # while the engine loads
     else:
-        run.wait_for(when, 240)
+        run.until_says(when, 240)
         time.sleep(3)
     os.killpg(run.process.pid, signal.SIGTERM)
-    run.wait_for(None, 50)  # before Ray's client would give up
+    run.until_end(50)  # before Ray's client would give up
     assert run.process.returncode == 130, run.output
     assert "interrupted by SIGTERM" in run.output
     assert run.left_behind() == []
@@ -141,6 +100,16 @@ def test_the_resumed_run_ends_and_leaves_no_process(finished):
     assert "eval before: skipped: finished earlier" in second.output or "finished earlier" in second.output
     assert second.left_behind() == []
     assert not list(Path("/dev/shm").glob(f"o1coder-{json.loads((run_dir / 'run.json').read_text())['id']}*"))
+
+
+def test_a_search_goes_on_from_the_trees_it_was_interrupted_in(finished):
+    run_dir, *_ = finished
+    then, now = json.loads((run_dir.parent / "logs-then.json").read_text()), logs(run_dir)
+    assert sum(map(told, then.values())) >= 12
+    for name, log in then.items():
+        assert now[name].startswith(log)
+    assert sum(map(told, now.values())) > sum(map(told, then.values()))
+    assert all('"event":"end"' in log.splitlines()[-1] for log in now.values())
 
 
 def test_every_stage_is_recorded_once(finished):
@@ -279,8 +248,8 @@ def second_round(finished):
     run_dir = finished[0].with_name("two-rounds")
     shutil.copytree(finished[0], run_dir)
     smaller = ("search.problems=4", "tcg.dpo_pairs=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500")
-    run = Started("--resume", str(run_dir), "rounds=2", *smaller)
-    run.wait_for(None, 900)
+    run = Started("train", "--resume", str(run_dir), "rounds=2", *smaller)
+    run.until_end(900)
     return run_dir, run
 
 
