@@ -91,7 +91,8 @@ class Chains:
     async def _next_action(
         self, ids: Sequence[int], depth: int, settings: SearchSettings, rng: random.Random, greedy: bool
     ) -> Action:
-        legal = legal_actions(depth, settings.max_depth)
+        room = settings.has_room(len(ids), self.codec.longest_header(settings.max_depth))
+        legal = legal_actions(depth, settings.max_depth, room)
         if len(legal) == 1:
             return legal[0]
         priors = await action_priors(self.sampler, self.codec, ids, depth + 1)

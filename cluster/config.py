@@ -89,9 +89,6 @@ class SearchConfig(SearchSettings):
     trees_in_flight: int = Field(default=16, ge=1, le=100_000)
     shots: int = Field(default=2, ge=0, le=8, description="demonstrations in the prompt before the first SFT")
 
-    def settings(self) -> SearchSettings:
-        return SearchSettings(**{name: getattr(self, name) for name in SearchSettings.model_fields})
-
 
 class NewDataConfig(_Section):
     """Search with the updated policy and the PRM, at the end of a round."""
@@ -171,6 +168,12 @@ class RunConfig(_Section):
     new_data: NewDataConfig = NewDataConfig()
     eval: EvalConfig = EvalConfig()
     wandb: WandbConfig = WandbConfig()
+
+    def search_settings(self) -> SearchSettings:
+        """How a problem is searched: a path is no longer than the engine takes."""
+        own = {name: getattr(self.search, name) for name in SearchSettings.model_fields}
+        longest = self.engine.max_model_len
+        return SearchSettings(**{**own, "path_tokens": min(self.search.path_tokens or longest, longest)})
 
     def dump(self) -> str:
         """The resolved configuration as YAML."""

@@ -26,6 +26,7 @@ from cluster.workers import Workers, start_ray
 from reasoning.errors import InputError
 from reasoning.problems import BadRow, bundled, demonstrations
 from reasoning.records import Problem
+from reasoning.steps import StepCodec
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> N
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         legal = "a model whose tokenizer loads and takes a system message"
         raise InputError("model", config.model, legal, reason) from error
-    preflight.require_room(problems, tokens.encode_chat, config)
+    header = StepCodec(tokens.encode).longest_header(config.search.max_depth)
+    preflight.require_room(problems, tokens.encode_chat, config, header)
 
 
 # At work ----------------------------------------------------------------------------------------------------------

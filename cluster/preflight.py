@@ -120,15 +120,21 @@ def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Pr
     return from_rows(enumerate(rows, start=1), name, ids, on_bad)
 
 
-def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunConfig) -> None:
-    """Raises InputError naming the first problem whose prompt leaves the engine no room for a step and a program."""
-    room = config.search.step_tokens + config.search.code_tokens
+def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunConfig, header: int = 0) -> None:
+    """Raises InputError naming the first problem whose prompt leaves no room for a step and a program.
+
+    `header`: tokens that stand before each of the two.
+    """
+    settings = config.search_settings()
+    room = 2 * header + settings.step_tokens + settings.code_tokens
+    own = settings.path_tokens != config.engine.max_model_len
+    bound = "search.path_tokens" if own else "engine.max_model_len"
     known = {p.id: p for p in [*bundled(), *problems]}
     prompts = PolicyPrompts(encode_chat, demonstrations(), known, config.search.shots)
     for problem in problems:
         length = len(prompts.ids(problem))
-        if length + room > config.engine.max_model_len:
-            legal = f"engine.max_model_len={length + room} or more, or other ids"
+        if not settings.has_room(length, header):
+            legal = f"{bound}={length + room} or more, or other ids"
             reason = f"its prompt has {length} tokens, a step and a program take {room}"
             raise InputError("problems", problem.id, legal, reason)
 

@@ -37,6 +37,7 @@ FIXED = (
     *("model", "problems", "ids", "skip_bad_rows", "seed", "search.shots"),
     *("sandbox.cpu_s", "sandbox.memory_mb", "sandbox.packages"),
     *(f"search.{name}" for name in SearchSettings.model_fields),
+    "engine.max_model_len",
 )
 """What a search is about: the same before and after a resume. Everything else is about the machine."""
 
@@ -77,7 +78,7 @@ class Search:
 
     @property
     def settings(self) -> SearchSettings:
-        return self.config.search.settings()
+        return self.config.search_settings()
 
     @property
     def left(self) -> list[PlannedTree]:

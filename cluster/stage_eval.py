@@ -25,7 +25,7 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
     """
     c = run.config.eval
     problems = run.held_out[: c.problems]
-    settings = run.config.search.settings().model_copy(update={"temperature": c.temperature})
+    settings = run.config.search_settings().model_copy(update={"temperature": c.temperature})
     engines = itertools.cycle(run.workers.rollouts)
     sampled: dict[str, list[Path]] = defaultdict(list)
     greedy: dict[str, Path] = {}

@@ -208,7 +208,7 @@ def _sample_groups(run: RunContext, round_: int) -> list[Path]:
     problems.sort(key=lambda p: (not 0 < rates.get(p.id, 0.0) < 1, p.id))
     jobs = [(p, i) for p in problems[: c.problems] for i in range(c.group)]
     # The learner's probabilities are over the whole vocabulary; so must be the ones that the ratio divides by.
-    settings = run.config.search.settings().model_copy(update={"top_p": 1.0})
+    settings = run.config.search_settings().model_copy(update={"top_p": 1.0})
     engines = itertools.cycle(run.workers.rollouts)
     paths: list[Path] = []
     lost = 0

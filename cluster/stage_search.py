@@ -23,14 +23,13 @@ log = logging.getLogger(__name__)
 
 def search(run: RunContext, round_: int) -> dict[str, Any]:
     """Search the training problems whose suites were accepted, with the policy as it is."""
-    c = run.config.search
-    return _search(run, round_, f"round-{round_}-search", run.train_of(round_), c.settings())
+    return _search(run, round_, f"round-{round_}-search", run.train_of(round_), run.config.search_settings())
 
 
 def new_data(run: RunContext, round_: int) -> dict[str, Any]:
     """Search again with the updated policy and the PRM's values: D <- D + D'."""
     c = run.config.new_data
-    settings = run.config.search.settings().model_copy(
+    settings = run.config.search_settings().model_copy(
         update={"token_budget": c.token_budget, "rollout_weight": c.rollout_weight}
     )
     prm = run.state.get("prm")

@@ -23,6 +23,11 @@ class SearchSettings(BaseModel):
     leaves_in_flight: int = Field(default=4, ge=1, le=64, description="expansions of one tree running at a time")
     step_tokens: int = Field(default=96, ge=8, le=8192, description="length limit of a pseudocode step")
     code_tokens: int = Field(default=192, ge=16, le=16384, description="length limit of a code step")
+    path_tokens: int | None = Field(
+        default=None,
+        ge=64,
+        description="of prompt and steps together; a long path turns to code; None: engine.max_model_len",
+    )
     temperature: float = Field(default=0.8, gt=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     token_budget: int = Field(default=2000, ge=64, description="sampled tokens after which a tree begins nothing new")
@@ -41,6 +46,11 @@ class SearchSettings(BaseModel):
     beam_width: int = Field(default=2, ge=1, le=64, description="states kept per depth; policy beam only")
     rollout_weight: float = Field(default=1.0, ge=0, le=1, description="lambda: 1 ignores the PRM")
     compile_weight: float = Field(default=0.1, ge=0, lt=1, description="alpha of the terminal value")
+
+    def has_room(self, length: int, header: int) -> bool:
+        """Whether a step and a program fit after `length` tokens, each with `header` tokens before it."""
+        needed = length + 2 * header + self.step_tokens + self.code_tokens
+        return self.path_tokens is None or needed <= self.path_tokens
 
     def with_policy(self, policy: PolicyName) -> SearchSettings:
         """These settings under another policy; `faithful` brings its own numbers (paper section 3.3)."""

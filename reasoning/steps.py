@@ -43,15 +43,18 @@ class GrammarError(ValueError):
     """A text that is not a sequence of steps; the message says what is wrong and where."""
 
 
-def legal_actions(depth: int, max_depth: int) -> tuple[Action, ...]:
-    """Which actions may follow after `depth` steps, where a path has at most `max_depth` (>= 2)."""
+def legal_actions(depth: int, max_depth: int, room: bool = True) -> tuple[Action, ...]:
+    """Which actions may follow after `depth` steps, where a path has at most `max_depth` (>= 2).
+
+    `room`: whether the model's context would hold the program after one more step of pseudocode.
+    """
     if max_depth < 2:
         raise ValueError(f"max_depth: got {max_depth}; a path needs at least 2 steps")
     if not 0 <= depth < max_depth:
         raise ValueError(f"depth: got {depth}; use 0 to {max_depth - 1}")
     if depth == 0:
         return (Action.DEFINE,)
-    if depth == max_depth - 1:
+    if depth == max_depth - 1 or not room:
         return (Action.CODE,)
     return (Action.REFINE, Action.CODE)
 
@@ -181,6 +184,10 @@ class StepCodec:
             steps = [(depth + 1, action) for depth in range(max_depth) for action in legal_actions(depth, max_depth)]
             self._tables[max_depth] = {at: self.header_ids(*at) for at in steps}
         return self._tables[max_depth]
+
+    def longest_header(self, max_depth: int) -> int:
+        """Tokens of the longest header of a path of at most `max_depth` steps."""
+        return max(map(len, self.headers(max_depth).values()))
 
     def choice(self, number: int) -> tuple[tuple[int, ...], dict[Action, int]]:
         """How to ask the policy for its next action: the ids shared by the headers of refine and code, and the token

@@ -39,6 +39,7 @@ Headers = Mapping[tuple[int, Action], tuple[int, ...]]
 class _Pending:
     node: int
     count: int
+    legal: tuple[Action, ...]
     actions: tuple[Action, ...] = ()
     told: set[int] = field(default_factory=set)
     lost: int = 0
@@ -69,6 +70,7 @@ class SearchTree:
         self.pruned = 0
         self.duplicates = 0
         self._headers = headers
+        self._longest_header = max(map(len, headers.values()), default=0)
         self._policy: Policy = POLICIES[settings.policy]()
         self._judged: dict[bytes, Judgement] = {}
         self._pending: dict[int, _Pending] = {}
@@ -174,15 +176,18 @@ class SearchTree:
         return math.ceil(left / max(1.0, mean_length))
 
     def _hand_out(self, node: Node, count: int) -> Expansion:
-        legal = legal_actions(node.depth, self.settings.max_depth)
+        lineage = self._lineage(node.id)
+        length = len(self.prompt_ids) + sum(len(n.header_ids) + len(n.token_ids) for n in lineage)
+        room = self.settings.has_room(length, self._longest_header)
+        legal = legal_actions(node.depth, self.settings.max_depth, room)
         expansion = Expansion(self._next_id, node.id, node.depth, count, legal)
         self._next_id += 1
-        self._pending[expansion.id] = _Pending(node.id, count)
+        self._pending[expansion.id] = _Pending(node.id, count, legal)
         self._open_slots += count
         first = node.expansions == 0
         node.expansions += 1
         node.pending += 1
-        for ancestor in self._lineage(node.id):
+        for ancestor in lineage:
             ancestor.in_flight += 1
             ancestor.asked += 1
             ancestor.available -= first
@@ -196,8 +201,7 @@ class SearchTree:
         """
         pending = self._pending[expansion_id]
         node = self.nodes[pending.node]
-        legal = legal_actions(node.depth, self.settings.max_depth)
-        shares = {int(a): (priors or {}).get(int(a), 0.0 if priors else 1.0) for a in legal}
+        shares = {int(a): (priors or {}).get(int(a), 0.0 if priors else 1.0) for a in pending.legal}
         node.action_prior = shares
         node.priors_stale = True
         pending.actions = tuple(self._policy.actions(self, expansion_id, pending.count, shares))

@@ -82,6 +82,8 @@ def test_legal_actions_lead_to_code_at_the_last_step(max_depth):
     assert legal_actions(max_depth - 1, max_depth) == (Action.CODE,)
     for depth in range(1, max_depth - 1):
         assert legal_actions(depth, max_depth) == (Action.REFINE, Action.CODE)
+        assert legal_actions(depth, max_depth, room=False) == (Action.CODE,)
+    assert legal_actions(0, max_depth, room=False) == (Action.DEFINE,)
     for depth in (-1, max_depth):
         with pytest.raises(ValueError, match="depth"):
             legal_actions(depth, max_depth)

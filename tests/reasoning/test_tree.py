@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reasoning.event_log import Asked, EventLogError, Told, decode, encode
 from reasoning.labels import soft_label, solved_paths, step_labels
 from reasoning.nodes import Judgement, Outcome
+from reasoning.policies import POLICIES
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings, terminal_value
 from reasoning.steps import END
@@ -304,6 +305,23 @@ def test_paths_labels_and_d_plus():
     for label, path in zip(labels, paths, strict=True):
         assert label.token_ids[label.ends[-1]] == path.steps[-1].token_ids[-1]
         assert len(label.token_ids) == label.ends[-1] + 1
+
+
+@given(st.integers(0, 2**20), st.integers(0, 60), st.sampled_from(sorted(POLICIES)))
+@settings(max_examples=60, deadline=None)
+def test_no_path_outgrows_the_context(seed, more, policy):
+    """A path that has no room for another step and a program turns to code; replay agrees."""
+    limits = {"step_tokens": 20, "code_tokens": 20, "max_depth": 8, "policy": policy}
+    path_tokens = 64 + more
+    events = []
+    tree = make(events.append, seed, path_tokens=path_tokens, **limits)
+    drive(tree, seed)
+    for node in tree.nodes[1:]:
+        length = len(tree.prompt_for(node.id))
+        assert length - len(node.token_ids) + 20 <= path_tokens
+        if node.action is Action.REFINE:
+            assert tree.settings.has_room(len(tree.prompt_for(node.parent)), 2)
+    assert len(SearchTree.replay(events).nodes) == len(tree.nodes)
 
 
 def test_programs_are_compared_by_syntax():
