@@ -171,10 +171,11 @@ def test_missing_files(tmp_path):
 
 
 def test_the_search_settings_are_those_of_the_method():
-    config = load("tiny", ["search.samples=3", "search.problems=5"])
-    assert config.search.settings() == SearchSettings(
-        **{name: getattr(config.search, name) for name in SearchSettings.model_fields}
-    )
+    config = load("tiny", ["search.samples=3", "search.problems=5", "engine.max_model_len=1000"])
+    own = {name: getattr(config.search, name) for name in SearchSettings.model_fields}
+    assert config.search_settings() == SearchSettings(**{**own, "path_tokens": 1000})
+    assert load("tiny", ["search.path_tokens=500"]).search_settings().path_tokens == 500
+    assert load("tiny", ["search.path_tokens=9000"]).search_settings().path_tokens == 2048
     assert config.sandbox.limits().cpu_s == config.sandbox.cpu_s
     assert config.sandbox.limits().memory_mb == config.sandbox.memory_mb
 
