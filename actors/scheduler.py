@@ -14,7 +14,7 @@ event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import math
 import random
 import time
@@ -31,6 +31,8 @@ from reasoning.records import Action, Problem, Sample, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import STOPS, StepCodec, extract_program, read_sample
 from reasoning.tree import SearchTree
+
+log = logging.getLogger(__name__)
 
 DRY = "nothing left to try"
 KNOWN_LENGTHS = 64
@@ -351,8 +353,10 @@ class SearchScheduler:
             return
         if not reason and active.queued:
             return  # it has not been asked since
-        with contextlib.suppress(OSError):  # the tree is whole; its log lacks the last line
+        try:
             active.tree.end(reason or DRY, self._elapsed(active))
+        except OSError:
+            log.warning("%s is whole, but its log lacks the last line", active.job.tree_id, exc_info=True)
         self._leave(active)
         self.stats.trees += 1
         _resolve(active.done, Searched(active.tree, reason or DRY, self._elapsed(active)))
@@ -372,8 +376,10 @@ class SearchScheduler:
         for task in active.running:
             task.cancel()
         if active.file is not None:
-            with contextlib.suppress(OSError):
+            try:
                 active.file.close()
+            except OSError:
+                log.warning("the log of %s did not close", active.job.tree_id, exc_info=True)
 
     def _forget(self, done: asyncio.Future[Searched]) -> None:
         """The caller wants it no more."""

@@ -7,8 +7,10 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from actors.scheduler import SearchJob
 from reasoning.problems import bundled, demonstrations
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Problem, Suite
@@ -30,10 +32,10 @@ class Bench:
     codec: StepCodec
     prompts: PolicyPrompts
 
-    def job(self, problem: Problem, settings: SearchSettings, name: str, seed: int, log: Any = None) -> Any:
+    def job(
+        self, problem: Problem, settings: SearchSettings, name: str, seed: int, log: Path | None = None
+    ) -> SearchJob:
         """The search of one problem, judged by all of its tests; `name` tells it from others."""
-        from actors.scheduler import SearchJob
-
         suite = Suite(problem_id=problem.id, tests=problem.tests)
         return SearchJob(f"{name}/{problem.id}", problem, self.prompts.ids(problem), suite, settings, seed, log)
 

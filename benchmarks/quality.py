@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,7 +32,6 @@ from reasoning.problems import bundled, from_rows
 from reasoning.records import Problem
 from reasoning.search import PolicyName, SearchSettings
 from sandbox import Verdict
-from sandbox.bench import as_text
 
 MAX_NUM_SEQS, TREES = 32, 24
 REPETITIONS = 3
@@ -131,30 +130,26 @@ def interval(values: Sequence[float]) -> list[float]:
 
 
 def summary(found: dict[str, list[list[Grown]]], tokens: int) -> dict[str, Any]:
-    """Per policy and number of tokens: the share solved, and its difference from best-of-N."""
+    """Of each policy: what it came to, and at some numbers of tokens the share that it solved, with the difference from
+    best-of-N."""
     points = sorted({tokens * part // 8 for part in range(1, 9)})
-    curves = {p: {str(t): interval(shares(trees, t)) for t in points} for p, trees in found.items()}
-    differences = {
-        policy: {
-            str(t): interval([a - b for a, b in zip(shares(trees, t), shares(found[BASELINE], t), strict=True)])
-            for t in points
+    base = {t: shares(found[BASELINE], t) for t in points} if BASELINE in found else {}
+    result: dict[str, Any] = {}
+    for policy, repetitions in found.items():
+        trees = [tree for one in repetitions for tree in one]
+        programs = sum(t.programs for t in trees)
+        own = {t: shares(repetitions, t) for t in points}
+        result[policy] = {
+            "solved": " ".join(str(sum(within(t, tokens) for t in one)) for one in repetitions),
+            "tokens_per_tree": round(statistics.fmean(t.tokens for t in trees), 1),
+            "programs_per_tree": round(programs / len(trees), 2),
+            "distinct_programs": round(sum(t.distinct for t in trees) / max(1, programs), 3),
+            "solved_share": {str(t): interval(own[t]) for t in points},
         }
-        for policy, trees in found.items()
-        if policy != BASELINE and BASELINE in found
-    }
-    facts = {
-        policy: {
-            "solved": [sum(within(t, tokens) for t in trees) for trees in repetitions],
-            "tokens_per_tree": round(statistics.fmean(t.tokens for trees in repetitions for t in trees), 1),
-            "programs_per_tree": round(statistics.fmean(t.programs for trees in repetitions for t in trees), 2),
-            "distinct_programs": round(
-                sum(t.distinct for trees in repetitions for t in trees)
-                / max(1, sum(t.programs for trees in repetitions for t in trees)), 3,
-            ),
-        }
-        for policy, repetitions in found.items()
-    }  # fmt: skip
-    return {"policies": facts, "solved_share_within_tokens": curves, "vs_best_of_n": differences}
+        if base and policy != BASELINE:
+            differences = {t: [a - b for a, b in zip(own[t], base[t], strict=True)] for t in points}
+            result[policy]["vs_best_of_n"] = {str(t): interval(differences[t]) for t in points}
+    return result
 
 
 def ratios(found: dict[str, list[list[Grown]]], tokens: int) -> dict[str, float]:
@@ -167,19 +162,62 @@ def ratios(found: dict[str, list[list[Grown]]], tokens: int) -> dict[str, float]
     }
 
 
-def measured(problems: Sequence[Problem], policies: Sequence[PolicyName], tokens: int, count: int) -> dict[str, Any]:
-    """All policies on all problems."""
-    found = asyncio.run(repeated(problems, policies, tokens, count))
-    groups = {"all": problems, "bundled": [p for p in problems if not p.id.startswith("mbpp/")]}
-    groups["mbpp"] = [p for p in problems if p.id.startswith("mbpp/")]
-    result: dict[str, Any] = {"ratios": ratios(found, tokens)}
-    for name, own in groups.items():
-        ids = {p.id for p in own}
-        if ids:
-            part = {p: [[t for t in trees if t.problem in ids] for trees in reps] for p, reps in found.items()}
-            result[name] = {"problems": len(ids), **summary(part, tokens)}
-    result["trees"] = {p: [[asdict(t) for t in trees] for trees in reps] for p, reps in found.items()}
-    return result
+def result(found: dict[str, list[list[Grown]]], tokens: int) -> dict[str, Any]:
+    """The ratios, and the summary of all problems and of each source."""
+    ids = [t.problem for t in next(iter(found.values()))[0]]
+    groups = {
+        "all": set(ids),
+        "bundled": {i for i in ids if not i.startswith("mbpp/")},
+        "mbpp": {i for i in ids if i.startswith("mbpp/")},
+    }
+    parts = {
+        name: {p: [[t for t in trees if t.problem in own] for trees in reps] for p, reps in found.items()}
+        for name, own in groups.items()
+        if own
+    }
+    return {
+        "ratios": ratios(found, tokens),
+        "groups": {name: {"problems": len(groups[name]), **summary(part, tokens)} for name, part in parts.items()},
+    }
+
+
+def solved_at(found: dict[str, list[list[Grown]]]) -> dict[str, Any]:
+    """Sampled tokens at the first passing program of every tree ("-": none), in the order of `problems`, for whoever
+    wants other figures."""
+    first = next(iter(found.values()))[0]
+    return {
+        "problems": " ".join(t.problem for t in first),
+        **{
+            policy: [" ".join("-" if t.solved_at is None else str(t.solved_at) for t in trees) for trees in repetitions]
+            for policy, repetitions in found.items()
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Figures for people."""
+    lines = []
+    for name, group in found["groups"].items():
+        lines += ["", f"{name}: {group['problems']} problems, at most {found['tokens']} sampled tokens each"]
+        lines.append(
+            f"{'':<12}{'solved':<14}{'share (95 % interval)':<28}{'vs best-of-n':<28}{'programs':>9}{'distinct':>10}"
+        )
+        for policy, one in group.items():
+            if policy == "problems":
+                continue
+            share = one["solved_share"][str(found["tokens"])]
+            versus = one.get("vs_best_of_n", {}).get(str(found["tokens"]))
+            lines.append(
+                f"{policy:<12}{one['solved']:<14}{percent(share):<28}{percent(versus, '+') if versus else '':<28}"
+                f"{one['programs_per_tree']:>9.1f}{one['distinct_programs']:>10.0%}"
+            )
+    return "\n".join(lines)
+
+
+def percent(values: Sequence[float], sign: str = "") -> str:
+    """Mean and interval."""
+    mean, low, high = (format(100 * value, f"{sign}.1f") for value in values)
+    return f"{mean} % [{low}, {high}]"
 
 
 def say(what: str) -> None:
@@ -193,7 +231,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="about a minute, few problems; the result is not kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--mbpp", type=Path, metavar="FILE", help="mbpp.jsonl or sanitized-mbpp.json")
-    parser.add_argument("--tokens", type=int, default=600, help="sampled tokens per problem (600)")
+    parser.add_argument("--tokens", type=int, default=800, help="sampled tokens per problem (800)")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help=f"searches per problem ({REPETITIONS})")
     parser.add_argument("--policies", nargs="+", default=COMPARED, choices=get_args(PolicyName), help="all of them run")
     return parser.parse_args()
@@ -208,18 +246,12 @@ def main() -> int:
     tokens, count = options.tokens, options.repetitions
     if options.quick:
         problems, tokens, count = problems[:QUICK_PROBLEMS], QUICK_TOKENS, 1
-    found = {
-        "machine": machine(),
-        "model": MODEL,
-        "tokens": tokens,
-        "repetitions": count,
-        **measured(problems, tuple(options.policies), tokens, count),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count))
+    found = {"machine": machine(), "model": MODEL, "tokens": tokens, "repetitions": count, **result(trees, tokens)}
+    found["seconds"] = round(time.monotonic() - started, 1)
     if not options.quick:
-        keep("quality", found)
-    found.pop("trees")  # in the file, for whoever wants another curve
-    print(json.dumps(found) if options.json else as_text(found))
+        keep("quality", {**found, "solved_at": solved_at(trees)})
+    print(json.dumps(found) if options.json else table(found))
     return 0
 
 

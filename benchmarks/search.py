@@ -19,8 +19,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import logging
-import os
 import random
 import statistics
 import sys
@@ -35,26 +33,24 @@ from actors.sampling import Draw
 from actors.scheduler import SearchJob, SearchScheduler
 from actors.simulated_batch import PrefixCache
 from actors.simulation import SimEngine, SimPolicy, SimSandbox, run_virtual
+from benchmarks._engine import LIMITS, MODEL, Bench, bench, quiet
 from benchmarks._results import keep, machine
 from reasoning.event_log import encode
 from reasoning.nodes import Judgement, Outcome
-from reasoning.problems import bundled, demonstrations
-from reasoning.prompts import PolicyPrompts
+from reasoning.problems import bundled
 from reasoning.records import Action, Problem, Sample, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import END, StepCodec
 from reasoning.tree import SearchTree
-from sandbox import Limits, LocalPool, Verdict
+from sandbox import Verdict
 from sandbox.bench import as_text
 from sandbox.cache import forget_keys
 
-MODEL = "smollm2-135m"
 MAX_NUM_SEQS = 32
 TREES = 32
 ROUNDS, QUICK_ROUNDS = 5, 1
 CPU_BLOCK_TOKENS = 128  # vLLM's on CPU
 SIM_SEQS, SIM_TREES, SIM_PROBLEMS = 256, 128, 512
-LIMITS = Limits(cpu_s=2, memory_mb=256)
 RATIOS = (
     "eta_search", "eta_search_simulated", "occupancy", "cache_efficiency", "useful_tokens", "host_gap",
     "vs_sequential", "vs_sequential_simulated",
@@ -143,11 +139,9 @@ async def grown(scheduler: SearchScheduler, jobs: Sequence[SearchJob]) -> tuple[
 class Real:
     """One engine, its prompts and a sandbox."""
 
-    def __init__(self, engine: Any, pool: LocalPool, tokens: Any) -> None:
-        self.engine, self.pool = engine, pool
-        self.codec = StepCodec(tokens.encode)
+    def __init__(self, real: Bench) -> None:
+        self.real, self.engine = real, real.engine
         self.problems = [p for p in bundled() if p.split == "train"]
-        self.prompts = PolicyPrompts(tokens.encode_chat, demonstrations(), {p.id: p for p in bundled()}, 2)
         self._salts = itertools.count(1)
 
     def fresh_cache(self) -> None:
@@ -156,17 +150,16 @@ class Real:
 
     def jobs(self, count: int, settings: SearchSettings, name: str) -> list[SearchJob]:
         """The first `count` problems."""
-        return [
-            SearchJob(f"{name}/{p.id}", p, self.prompts.ids(p), Suite(problem_id=p.id, tests=p.tests), settings, n)
-            for n, p in enumerate(self.problems[:count])
-        ]
+        return [self.real.job(p, settings, name, n) for n, p in enumerate(self.problems[:count])]
 
     async def search(self, jobs: list[SearchJob], trees: int) -> dict[str, Any]:
         """Search; everything that is to be known of it."""
         self.fresh_cache()
         recorder = Recorder(self.engine)
-        programs = ProgramJudge(self.pool.judge, LIMITS)
-        scheduler = SearchScheduler([recorder], programs, self.codec, outstanding=2 * MAX_NUM_SEQS, max_trees=trees)
+        programs = ProgramJudge(self.real.pool.judge, LIMITS)
+        scheduler = SearchScheduler(
+            [recorder], programs, self.real.codec, outstanding=2 * MAX_NUM_SEQS, max_trees=trees
+        )
         sampled, cached, cpu = self.engine.sampled_tokens, self.engine.cached_tokens, time.process_time()
         found, begin, emptied, end = await grown(scheduler, jobs)
         requests, seconds = recorder.requests, end - begin
@@ -200,39 +193,29 @@ class Real:
         return sum(counts) / (time.monotonic() - begin)
 
 
-async def real(quick: bool) -> dict[str, list[float]]:
+async def on_engine(quick: bool) -> dict[str, list[float]]:
     """Every figure of every round."""
-    from actors.engine import Engine, EngineSettings
-    from actors.tokens import Tokens
-    from cluster.models import resolve
-
-    model = resolve(MODEL)
-    engine = Engine(model, EngineSettings(max_num_seqs=MAX_NUM_SEQS))
-    await engine.start()
     problems, budget, alone = (16, 64, 1) if quick else (48, 200, 2)
     settings = SearchSettings(token_budget=budget, enough_passing=999)
     figures: dict[str, list[float]] = {}
-    try:
-        async with LocalPool(os.cpu_count() or 1) as pool:
-            bench = Real(engine, pool, Tokens.load(model))
-            # The engine makes a kernel for every new shape of a batch: that is no part of anybody's speed.
-            await bench.search(bench.jobs(4 if quick else problems, settings, "warm-up"), TREES)
-            for n in range(QUICK_ROUNDS if quick else ROUNDS):
-                progress(f"round {n + 1}")
-                found = await bench.search(bench.jobs(problems, settings, f"round {n}"), TREES)
-                flat = await bench.flat(found.pop("requests"))
-                one = await bench.search(bench.jobs(alone, settings.with_policy("faithful"), f"alone {n}"), 1)
-                found |= {
-                    "eta_search": found["tokens_per_s"] / flat,
-                    "vs_sequential": found["tokens_per_s"] / one["tokens_per_s"],
-                    "flat_tokens_per_s": flat,
-                    "sequential_tokens_per_s": one["tokens_per_s"],
-                    "sequential_solved_per_minute": one["solved_per_minute"],
-                }
-                for name, value in found.items():
-                    figures.setdefault(name, []).append(value)
-    finally:
-        await engine.shutdown()
+    async with bench(MAX_NUM_SEQS) as started:
+        real = Real(started)
+        # The engine makes a kernel for every new shape of a batch: that is no part of anybody's speed.
+        await real.search(real.jobs(4 if quick else problems, settings, "warm-up"), TREES)
+        for n in range(QUICK_ROUNDS if quick else ROUNDS):
+            progress(f"round {n + 1}")
+            found = await real.search(real.jobs(problems, settings, f"round {n}"), TREES)
+            flat = await real.flat(found.pop("requests"))
+            one = await real.search(real.jobs(alone, settings.with_policy("faithful"), f"alone {n}"), 1)
+            found |= {
+                "eta_search": found["tokens_per_s"] / flat,
+                "vs_sequential": found["tokens_per_s"] / one["tokens_per_s"],
+                "flat_tokens_per_s": flat,
+                "sequential_tokens_per_s": one["tokens_per_s"],
+                "sequential_solved_per_minute": one["solved_per_minute"],
+            }
+            for name, value in found.items():
+                figures.setdefault(name, []).append(value)
     return figures
 
 
@@ -353,7 +336,7 @@ def progress(what: str) -> None:
 def measured(quick: bool) -> dict[str, Any]:
     """Every figure, in one run."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    found = asyncio.run(real(quick))
+    found = asyncio.run(on_engine(quick))
     progress("simulation")
     for n in range(rounds):
         for name, value in simulated(1000 * n, SIM_PROBLEMS // 4 if quick else SIM_PROBLEMS).items():
@@ -379,9 +362,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute; the result is not kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    # Nothing of vLLM's goes to where the result is expected; errors come out as exceptions.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "CRITICAL", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
-    logging.disable(logging.WARNING)
+    quiet()
     started = time.monotonic()
     found = {"machine": machine(), **measured(options.quick)}
     found["seconds"] = round(time.monotonic() - started, 1)

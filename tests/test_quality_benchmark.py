@@ -1,0 +1,70 @@
+"""The benchmark of quality per token: what it reads from logs, and how it compares."""
+
+import json
+
+import pytest
+
+from benchmarks import quality
+from benchmarks.quality import Grown, grown
+from reasoning.event_log import Asked, Ended, Told
+from reasoning.nodes import Judgement, Outcome
+from reasoning.records import Sample
+from sandbox import Verdict
+
+
+def told(tokens, verdict=None, text="x"):
+    judgement = Judgement(verdict, True, 0, 1) if verdict else None
+    return Told(0, 0, Outcome(Sample((1,) * tokens, (-1.0,) * tokens, text, "stop"), judgement))
+
+
+def test_a_tree_is_solved_when_its_first_passing_program_is_known():
+    wrong, right = Verdict.WRONG_ANSWER, Verdict.ACCEPTED
+    events = [
+        Asked(0, 0, 4), told(10), told(20, wrong), Told(0, 2, Outcome(infra_error="lost")), told(5, right, "y"),
+        told(7, right, "y"), Ended("token budget", 1.0),
+    ]  # fmt: skip
+    assert grown("p", events) == Grown("p", solved_at=35, tokens=42, programs=3, distinct=2)
+    assert grown("p", events[:3]).solved_at is None
+
+
+def test_problems_are_compared_at_the_same_number_of_tokens():
+    """Repetitions are averaged problem by problem; what was solved later does not count."""
+
+    def trees(a, b):
+        return [Grown("a", a, 90, 2, 2), Grown("mbpp/1", b, 90, 2, 1)]
+
+    puct = [trees(40, None), trees(80, 81)]
+    best = [trees(None, 10), trees(None, 20)]
+    found = {"puct": puct, "best-of-n": best}
+    assert quality.shares(puct, 80) == [1.0, 0.0]
+    assert quality.shares(puct, 40) == [0.5, 0.0]
+    result = quality.result(found, 80)
+    assert result["ratios"] == {"puct_vs_best-of-n": 1.0}
+    assert set(result["groups"]) == {"all", "bundled", "mbpp"}
+    whole = result["groups"]["all"]
+    assert whole["problems"] == 2
+    assert whole["puct"]["solved"] == "1 1"
+    assert whole["puct"]["solved_share"]["40"][0] == 0.25
+    assert whole["puct"]["vs_best_of_n"]["40"][0] == pytest.approx(0.25 - 0.5)
+    assert result["groups"]["bundled"]["puct"]["vs_best_of_n"]["80"][0] == 1.0
+    assert "vs_best_of_n" not in whole["best-of-n"]
+    assert quality.solved_at(found) == {
+        "problems": "a mbpp/1",
+        "puct": ["40 -", "80 81"],
+        "best-of-n": ["- 10", "- 20"],
+    }
+    table = quality.table({**result, "tokens": 80})
+    assert "puct" in table and "2 problems" in table and "+100.0 % [" in table
+
+
+def test_the_problems_of_mbpp_are_the_first_of_its_test_split(tmp_path):
+    def row(number):
+        tests = [f"assert f({n}) == {n}" for n in range(3)]
+        return {"task_id": number, "text": "q", "code": "def f(x):\n    return x", "test_list": tests}
+
+    rows = [row(n) for n in (700, 3, 12, 11)] + [{**row(13), "test_list": []}]
+    lines, whole = tmp_path / "mbpp.jsonl", tmp_path / "sanitized.json"
+    lines.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    whole.write_text(json.dumps(rows))
+    for path in (lines, whole):
+        assert [p.id for p in quality.mbpp(path)] == ["mbpp/11", "mbpp/12", "mbpp/700"]
