@@ -22,7 +22,7 @@ from cluster.workers import ENGINE_START_S, Workers, prepare_environment
 from reasoning.errors import InputError, MachineError
 from reasoning.nodes import TreeReport
 from reasoning.records import Suite
-from reasoning.search import FAITHFUL, PolicyName, SearchSettings
+from reasoning.search import PolicyName, SearchSettings
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +87,12 @@ class Search:
 
 
 def policy_overrides(policy: str | None) -> tuple[str, ...]:
-    """`--policy` as settings, which those on the command line may change; see `SearchSettings.with_policy`."""
+    """`--policy` as a setting, which those on the command line may change."""
     if policy is None:
         return ()
     if policy not in get_args(PolicyName):
         raise InputError("policy", policy, f"one of {', '.join(get_args(PolicyName))}")
-    own = FAITHFUL if policy == "faithful" else {}
-    return (f"search.policy={policy}", *(f"search.{name}={value}" for name, value in own.items()))
+    return (f"search.policy={policy}",)
 
 
 def search(request: SearchRequest, console: Console, command: Sequence[str], stop: Stop) -> int:

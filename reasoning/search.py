@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PolicyName = Literal["puct", "uct", "gumbel", "faithful", "best-of-n", "beam"]
 
@@ -47,20 +47,29 @@ class SearchSettings(BaseModel):
     rollout_weight: float = Field(default=1.0, ge=0, le=1, description="lambda: 1 ignores the PRM")
     compile_weight: float = Field(default=0.1, ge=0, lt=1, description="alpha of the terminal value")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        # The policy brings its own numbers; what is set beside it wins.
+        published = isinstance(values, dict) and values.get("policy") == "faithful"
+        return {**FAITHFUL, **values} if published else values
+
     def has_room(self, length: int, header: int) -> bool:
         """Whether a step and a program fit after `length` tokens, each with `header` tokens before it."""
         needed = length + 2 * header + self.step_tokens + self.code_tokens
         return self.path_tokens is None or needed <= self.path_tokens
 
     def with_policy(self, policy: PolicyName) -> SearchSettings:
-        """These settings under another policy; `faithful` brings its own numbers (paper section 3.3)."""
+        """These settings under another policy; `faithful` brings its own numbers, whatever was set."""
         return self.model_copy(update={"policy": policy, **(FAITHFUL if policy == "faithful" else {})})
 
 
 FAITHFUL: dict[str, Any] = {
     "uct_weight": 2.0, "root_samples": 3, "samples": 3, "temperature": 0.8, "top_p": 0.95, "leaves_in_flight": 1,
 }  # fmt: skip
-"""w, n, T and top-p of the published search, which grows one tree by one expansion at a time."""
+"""w, n, T and top-p of the published search (paper section 3.3), which grows one tree by one expansion at a time.
+
+They are the defaults where the policy is `faithful`."""
 
 
 def terminal_value(compiles: bool, passed: int, total: int, alpha: float) -> float:

@@ -153,15 +153,22 @@ def test_splits(command, tmp_path):
     assert len(ids(command("--run-dir", "e", *common, "unmarked.jsonl", "--split", "train")[2])) == 2
 
 
-def test_the_policy_brings_its_numbers_and_settings_change_them():
+def test_the_policy_brings_its_numbers_and_settings_change_them(tmp_path):
     def settings(policy, *overrides):
-        return load("tiny", [*search_job.policy_overrides(policy), *overrides]).search.settings()
+        return load("tiny", [*search_job.policy_overrides(policy), *overrides]).search_settings()
 
-    plain = load("tiny").search.settings()
+    plain = load("tiny").search_settings()
     assert settings(None) == plain
     for policy in ("puct", "uct", "gumbel", "faithful", "best-of-n", "beam"):
         assert settings(policy) == plain.with_policy(policy)
     assert settings("faithful", "search.samples=5").samples == 5
+    budget = tmp_path / "mine.yaml"
+    budget.write_text("search: {policy: faithful, top_p: 0.9}")
+    mine = load(budget).search_settings()
+    assert (mine.leaves_in_flight, mine.samples, mine.top_p) == (1, 3, 0.9)
+    # What was resolved once stays as it is.
+    budget.write_text(load(budget, ["search.samples=4"]).dump())
+    assert load(budget).search_settings() == mine.model_copy(update={"samples": 4})
     with pytest.raises(InputError, match="policy: got 'x'"):
         search_job.policy_overrides("x")
 
