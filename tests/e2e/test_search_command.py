@@ -174,7 +174,7 @@ def test_a_resume_cannot_be_another_search(finished, arguments, says):
 def disturbed(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("disturbed") / "run"
     # Budgets that one process does not reach before it is disturbed.
-    ways = ("search.token_budget=900", "search.expansion_budget=60", "search.enough_passing=99", "wandb.mode=offline")
+    ways = ("search.token_budget=1200", "search.expansion_budget=80", "search.enough_passing=99", "wandb.mode=offline")
     first = Started("search", "--budget", "tiny", "--run-dir", str(run_dir), "--ids", *IDS, *ways)
     first.until(lambda: sum(map(told, logs(run_dir).values())) >= 20, 600)
     os.killpg(first.process.pid, signal.SIGKILL)
@@ -188,9 +188,15 @@ def disturbed(tmp_path_factory):
     second.until_end(60)
     seconds = time.monotonic() - began
     stopped = logs(run_dir)
+    broken = Started("search", "--resume", str(run_dir))
+    broken.until(lambda: sum(map(told, logs(run_dir).values())) >= sum(map(told, stopped.values())) + 8, 600)
+    for process in broken.seen.values():
+        if process.is_running() and process.name().startswith("VLLM::Engine"):
+            process.kill()
+    broken.until_end(120)
     third = Started("search", "--resume", str(run_dir))
     third.until_end(900)
-    return run_dir, (first, first_left, killed), (second, seconds, stopped), third
+    return run_dir, (first, first_left, killed), (second, seconds, stopped), (broken, third)
 
 
 def test_a_kill_ends_every_process(disturbed):
@@ -234,14 +240,24 @@ def test_a_signal_ends_a_search_in_seconds_and_leaves_whole_files(disturbed):
     assert all(logs(run_dir)[name].startswith(data) for name, data in stopped.items())
 
 
+def test_a_dead_engine_ends_the_search_in_one_line(disturbed):
+    run_dir, *_, (broken, _) = disturbed
+    assert broken.process.returncode == 1, broken.output
+    last = broken.lines[-1][1]
+    assert last.startswith("o1coder: a worker failed: ") and f"--resume {run_dir}" in last
+    assert "Traceback" not in broken.output
+    assert "Search stopped early" in broken.output
+    assert broken.left_behind(5) == []
+
+
 def test_a_disturbed_search_comes_to_its_end(disturbed):
-    run_dir, _, (_, _, stopped), third = disturbed
+    run_dir, _, (_, _, stopped), (_, third) = disturbed
     assert third.process.returncode == 0, third.output
     assert re.search(r"trees: \d ended, \d to go on with, 0 new", third.output)
     assert third.left_behind(5) == []
     report = json.loads((run_dir / "report.json").read_text())
     assert (report["searched"], report["stopped_early"]) == (4, "")
-    assert report["tokens"] >= 4 * 900 * 0.9
+    assert report["tokens"] >= 4 * 1200 * 0.9
     assert all(data.count(b'"event":"end"') == 1 for data in logs(run_dir).values())
     for name, data in stopped.items():
         if b'"event":"end"' in data:
