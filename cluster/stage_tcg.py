@@ -280,9 +280,11 @@ async def _kill_rate(run: RunContext, pool: RayPool, problem: Problem, suite: Su
     cases = [t.case for t in (*suite.tests, *extra)]
     limits = run.config.sandbox.limits()
     killed = alive = 0
-    for source in mutants(problem.references[0], run.config.tcg.mutants, run.config.seed):
+    for mutant in mutants(problem.references[0], run.config.tcg.mutants, run.config.seed):
         result = await pool.judge(
-            Submission(source=source, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure")
+            Submission(
+                source=mutant.source, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure"
+            )
         )
         verdicts = [r.verdict for r in result.cases]
         if Verdict.SANDBOX_ERROR in verdicts:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import ast
 import copy
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar, get_args
+
+Fault = Literal[
+    "comparison", "boundary", "arithmetic", "logic", "constant", "slice", "loop bound", "return", "removed statement"
+]
+FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 
 _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -16,7 +24,10 @@ _COMPARE: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.NotEq: (ast.Eq,),
     ast.In: (ast.NotIn,),
     ast.NotIn: (ast.In,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
 }
+_ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _ARITHMETIC: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
     ast.Add: (ast.Sub,),
     ast.Sub: (ast.Add,),
@@ -24,56 +35,197 @@ _ARITHMETIC: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
     ast.Div: (ast.Mult,),
     ast.FloorDiv: (ast.Mult,),
     ast.Mod: (ast.FloorDiv,),
+    ast.Pow: (ast.Mult,),
+    ast.BitAnd: (ast.BitOr,),
+    ast.BitOr: (ast.BitAnd,),
+    ast.BitXor: (ast.BitOr,),
+    ast.LShift: (ast.RShift,),
+    ast.RShift: (ast.LShift,),
 }
+_DISPLAYS: dict[type[ast.expr], str] = {
+    ast.List: "[]",
+    ast.ListComp: "[]",
+    ast.Dict: "{}",
+    ast.DictComp: "{}",
+    ast.Set: "set()",
+    ast.SetComp: "set()",
+    ast.Tuple: "()",
+    ast.JoinedStr: "''",
+}
+"""Expressions whose empty value is known."""
 
 
-def mutants(source: str, limit: int, seed: int = 0) -> list[str]:
-    """Up to `limit` distinct programs, each with one fault: comparison, arithmetic, boolean, constant, or a removed
-    `not`. Some may behave like the original; the caller screens them by execution.
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A program with one fault."""
 
-    Raises SyntaxError where `source` does not parse.
+    source: str
+    fault: Fault
+
+
+T = TypeVar("T")
+Change = tuple[Fault, Callable[[], None]]
+
+
+def mutants(source: str, limit: int, seed: int = 0) -> list[Mutant]:
+    """Up to `limit` distinct programs, each with one fault; the kinds of fault take turns, the places are drawn.
+
+    Some may behave like the original; the caller screens them by execution. Raises SyntaxError where `source` does not
+    parse.
     """
     tree = ast.parse(source)
     original = ast.unparse(tree)
-    sites = [(i, variant) for i, node in enumerate(ast.walk(tree)) for variant in range(len(_variants(node)))]
-    random.Random(seed).shuffle(sites)
-    found: dict[str, None] = {}
-    for position, variant in sites:
+    assigned = _assigned(tree)
+    found: dict[str, Mutant] = {}
+    for position, variant in _turns(tree, assigned, random.Random(seed)):
         if len(found) >= limit:
             break
         mutated = copy.deepcopy(tree)
         node = next(n for i, n in enumerate(ast.walk(mutated)) if i == position)
-        _variants(node)[variant]()
-        text = ast.unparse(ast.fix_missing_locations(mutated)) + "\n"
-        if text.strip() != original.strip():
-            found[text] = None
-    return list(found)
+        fault, change = _changes(node, assigned)[variant]
+        change()
+        text = ast.unparse(ast.fix_missing_locations(mutated))
+        if text != original:
+            found.setdefault(text, Mutant(text + "\n", fault))
+    return list(found.values())
 
 
-def _variants(node: ast.AST) -> list[Callable[[], None]]:
-    """Changes that can be made at `node`, as calls that make them."""
-    changes: list[Callable[[], None]] = []
-    if isinstance(node, ast.Compare):
-        for place, op in enumerate(node.ops):
-            changes += [_set(node.ops, place, new()) for new in _COMPARE.get(type(op), ())]
-    elif isinstance(node, ast.BinOp | ast.AugAssign):
-        changes += [_assign(node, "op", new()) for new in _ARITHMETIC.get(type(node.op), ())]
-    elif isinstance(node, ast.BoolOp):
-        changes.append(_assign(node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And()))
-    elif isinstance(node, ast.Constant):
-        if isinstance(node.value, bool):
-            changes.append(_assign(node, "value", not node.value))
-        elif isinstance(node.value, int):
-            changes += [_assign(node, "value", node.value + 1), _assign(node, "value", node.value - 1)]
-    elif isinstance(node, ast.IfExp):
-        changes.append(_swap_branches(node))
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        # A second `not` removes the first: `+x` would only raise where x is no number.
-        changes.append(_assign(node, "operand", ast.UnaryOp(ast.Not(), node.operand)))
+def _turns(tree: ast.AST, assigned: Counter[str], rng: random.Random) -> Iterator[tuple[int, int]]:
+    """Every place (number of the node, number of its change), one of each kind of fault after the other."""
+    sites: dict[Fault, list[tuple[int, int]]] = {fault: [] for fault in FAULTS}
+    for position, node in enumerate(ast.walk(tree)):
+        for variant, (fault, _) in enumerate(_changes(node, assigned)):
+            sites[fault].append((position, variant))
+    for places in sites.values():
+        rng.shuffle(places)
+    order = [fault for fault in FAULTS if sites[fault]]
+    rng.shuffle(order)
+    while order:
+        for fault in order:
+            yield sites[fault].pop()
+        order = [fault for fault in order if sites[fault]]
+
+
+def _changes(node: ast.AST, assigned: Counter[str]) -> list[Change]:
+    """The faults that can be planted at a node, as calls that plant them."""
+    changes: list[Change] = []
+    match node:
+        case ast.Compare():
+            changes = _of_comparison(node)
+        case ast.BinOp() | ast.AugAssign():
+            changes = [("arithmetic", _assign(node, "op", new())) for new in _ARITHMETIC.get(type(node.op), ())]
+        case ast.BoolOp():
+            changes = [("logic", _assign(node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And()))]
+        case ast.UnaryOp(op=ast.Not()):
+            # A second `not` removes the first: `+x` would only raise where x is no number.
+            changes = [("logic", _assign(node, "operand", ast.UnaryOp(ast.Not(), node.operand)))]
+        case ast.UnaryOp(op=ast.USub()) if not isinstance(node.operand, ast.Constant):
+            changes = [("arithmetic", _assign(node, "op", ast.UAdd()))]
+        case ast.IfExp():
+            changes = [("logic", _swap_branches(node))]
+        case ast.Constant():
+            changes = [("constant", _assign(node, "value", value)) for value in _other_values(node.value)]
+        case ast.Slice():
+            changes = [("slice", change) for change in _of_slice(node)]
+        case ast.Call(func=ast.Name(id="range"), args=[*args]) if args and not node.keywords:
+            changes = [("loop bound", change) for change in _of_range(node)]
+        case ast.Return(value=ast.expr()):
+            changes = [("return", change) for change in _of_return(node)]
+    for name in ("body", "orelse", "finalbody"):
+        statements = getattr(node, name, None)
+        if isinstance(statements, list):
+            changes += [
+                ("removed statement", _put(statements, place, ast.Pass()))
+                for place, statement in enumerate(statements)
+                if _removable(statement, assigned)
+            ]
     return changes
 
 
-def _set(items: list[ast.cmpop], place: int, value: ast.cmpop) -> Callable[[], None]:
+def _of_comparison(node: ast.Compare) -> list[Change]:
+    changes: list[Change] = []
+    for place, op in enumerate(node.ops):
+        changes += [("comparison", _put(node.ops, place, new())) for new in _COMPARE.get(type(op), ())]
+        bound = node.comparators[place]
+        if isinstance(op, _ORDER) and not isinstance(bound, ast.Constant):  # a constant is moved by its own fault
+            changes += [("boundary", _put(node.comparators, place, _plus(bound, by))) for by in (1, -1)]
+    return changes
+
+
+def _other_values(value: object) -> list[object]:
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, value - 1]
+        case float():
+            return [value + 1.0, value - 1.0]
+        case str() if value and not value.isspace():
+            return [""]
+    return []
+
+
+def _of_slice(node: ast.Slice) -> list[Callable[[], None]]:
+    changes = []
+    for name, by in (("lower", 1), ("upper", -1)):
+        bound = getattr(node, name)
+        if bound is not None:
+            changes += [_assign(node, name, None), _assign(node, name, _plus(bound, by))]
+    if node.lower is None and node.step is None:
+        changes.append(_assign(node, "lower", ast.Constant(1)))
+    if node.step is not None:
+        changes.append(_assign(node, "step", None))
+    return changes
+
+
+def _of_range(node: ast.Call) -> list[Callable[[], None]]:
+    stop = min(len(node.args) - 1, 1)
+    changes = [_put(node.args, stop, _plus(node.args[stop], by)) for by in (1, -1)]
+    if len(node.args) == 1:
+        changes.append(_assign(node, "args", [ast.Constant(1), node.args[0]]))
+    else:
+        changes.append(_put(node.args, 0, _plus(node.args[0], 1)))
+    return changes
+
+
+def _of_return(node: ast.Return) -> list[Callable[[], None]]:
+    value = node.value
+    if isinstance(value, ast.Compare | ast.BoolOp):
+        return [_assign(node, "value", ast.UnaryOp(ast.Not(), value))]
+    empty = _DISPLAYS.get(type(value)) if value is not None else None
+    return [_assign(node, "value", ast.parse(empty, mode="eval").body)] if empty else []
+
+
+def _removable(statement: ast.stmt, assigned: Counter[str]) -> bool:
+    """Whether a program without the statement has another fault than a missing name or an empty body."""
+    match statement:
+        case ast.AugAssign() | ast.Break() | ast.Continue() | ast.Delete():
+            return True
+        case ast.Expr():
+            return not isinstance(statement.value, ast.Constant)  # a docstring
+        case ast.If():
+            return not statement.orelse
+        case ast.Assign(targets=[target]):
+            return not isinstance(target, ast.Name) or assigned[target.id] > 1
+    return False
+
+
+def _assigned(tree: ast.AST) -> Counter[str]:
+    """How often each name is given a value; `x += 1` needs one that was given before."""
+    nodes = list(ast.walk(tree))
+    names = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    names.subtract(n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name))
+    names.update(n.arg for n in nodes if isinstance(n, ast.arg))
+    return names
+
+
+def _plus(value: ast.expr, by: int) -> ast.expr:
+    if isinstance(value, ast.Constant) and type(value.value) is int:
+        return ast.Constant(value.value + by)
+    return ast.BinOp(value, ast.Add() if by > 0 else ast.Sub(), ast.Constant(abs(by)))
+
+
+def _put(items: list[T], place: int, value: T) -> Callable[[], None]:
     return lambda: items.__setitem__(place, value)
 
 

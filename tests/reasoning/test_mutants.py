@@ -19,24 +19,79 @@ def f(items, limit=3):
 
 
 def faults(source, limit=1000):
-    return [ast.unparse(ast.parse(m)) for m in mutants(source, limit)]
+    """Every mutant as (kind, program)."""
+    return {(m.fault, m.source.rstrip("\n")) for m in mutants(source, limit)}
 
 
-def test_every_kind_of_fault():
-    assert set(faults("r = a < b")) == {"r = a <= b", "r = a >= b"}
-    assert set(faults("r = a in b")) == {"r = a not in b"}
-    assert set(faults("a //= b")) == {"a *= b"}
-    assert set(faults("r = a and b")) == {"r = a or b"}
-    assert set(faults("r = True")) == {"r = False"}
-    assert set(faults("r = 5")) == {"r = 6", "r = 4"}
-    assert set(faults("r = a if c else b")) == {"r = b if c else a"}
-    assert faults("r = 'text' + f(a.b[c])") == ["r = 'text' - f(a.b[c])"]
-    assert faults("r = f(a)") == []
+def of(kind, *programs):
+    return {(kind, program) for program in programs}
+
+
+KINDS = {
+    "r = a < b": of("comparison", "r = a <= b", "r = a >= b") | of("boundary", "r = a < b + 1", "r = a < b - 1"),
+    "r = a <= 3": of("comparison", "r = a < 3", "r = a > 3") | of("constant", "r = a <= 4", "r = a <= 2"),
+    "r = a in b": of("comparison", "r = a not in b"),
+    "r = a is None": of("comparison", "r = a is not None"),
+    "r = a == b": of("comparison", "r = a != b"),
+    "a //= b": of("arithmetic", "a *= b") | of("removed statement", "pass"),
+    "r = -a ** b": of("arithmetic", "r = +a ** b", "r = -(a * b)"),
+    "r = a & b << c": of("arithmetic", "r = a | b << c", "r = a & b >> c"),
+    "r = a and b": of("logic", "r = a or b"),
+    "r = not a": of("logic", "r = not not a"),
+    "r = a if c else b": of("logic", "r = b if c else a"),
+    "r = True": of("constant", "r = False"),
+    "r = 5": of("constant", "r = 6", "r = 4"),
+    "r = 0.5": of("constant", "r = 1.5", "r = -0.5"),
+    "r = 'text' + f(a.b[c])": of("arithmetic", "r = 'text' - f(a.b[c])") | of("constant", "r = '' + f(a.b[c])"),
+    "r = a[b:]": of("slice", "r = a[:]", "r = a[b + 1:]"),
+    "r = a[:b]": of("slice", "r = a[:]", "r = a[:b - 1]", "r = a[1:b]"),
+    "r = a[::b]": of("slice", "r = a[:]"),
+    "r = range(n)": of("loop bound", "r = range(n + 1)", "r = range(n - 1)", "r = range(1, n)"),
+    "r = range(m, n, k)": of(
+        "loop bound", "r = range(m, n + 1, k)", "r = range(m, n - 1, k)", "r = range(m + 1, n, k)"
+    ),
+    "r = f(a)": set(),
+    "r = a = b": set(),
+    "pass": set(),
+}
+
+
+@pytest.mark.parametrize("source", KINDS)
+def test_every_kind_of_fault(source):
+    assert faults(source) == KINDS[source]
+
+
+def test_results_that_are_returned_wrong():
+    assert of("return", "def f(a):\n    return not a in b") <= faults("def f(a):\n    return a in b")
+    assert faults("def f(a):\n    return [x for x in a]") == of("return", "def f(a):\n    return []")
+    assert faults("def f(a):\n    return a") == set()
+
+
+BODY = '''
+def f(a):
+    """Doc."""
+    n = g()
+    n += a
+    a = n
+    h(a)
+    while a:
+        break
+    return a
+'''
+
+
+def test_statements_that_are_missing_leave_no_name_without_a_value():
+    removed = [m.source for m in mutants(BODY, 100) if m.fault == "removed statement"]
+    original = ast.unparse(ast.parse(BODY)).splitlines()
+    lost = [line.strip() for line in original if any(line not in source.splitlines() for source in removed)]
+    assert lost == ["n += a", "a = n", "h(a)", "break"]
+    assert len(removed) == 4
+    assert all(source.count("pass") == 1 for source in removed)
 
 
 def test_a_removed_not_keeps_the_program_running():
     source = "def f(items):\n    while not items:\n        items = ['put in']\n        break\n    return items"
-    (removed,) = mutants(source, 9)
+    removed = next(m.source for m in mutants(source, 9) if m.fault == "logic")
     space = {}
     exec(removed, space)
     assert space["f"]([]) == []
@@ -46,15 +101,23 @@ def test_a_removed_not_keeps_the_program_running():
 def test_mutants_are_distinct_programs_with_one_fault():
     original = ast.unparse(ast.parse(SOURCE)).splitlines()
     found = mutants(SOURCE, 1000)
-    assert len(found) == len(set(found)) >= 15
+    assert len(found) == len({m.source for m in found}) >= 15
     for mutant in found:
-        changed = [d for d in difflib.ndiff(original, mutant.splitlines()) if d[0] in "+-"]
-        assert len(changed) == 2, changed
+        changed = [d for d in difflib.ndiff(original, mutant.source.splitlines()) if d[0] in "+-"]
+        removed = mutant.fault == "removed statement"  # may have had several lines
+        assert [d[0] for d in changed].count("+") == 1 and (removed or len(changed) == 2), changed
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5])
 def test_the_limit_holds(limit):
     assert len(mutants(SOURCE, limit)) == limit
+
+
+def test_the_kinds_of_fault_take_turns():
+    kinds = [m.fault for m in mutants(SOURCE, 1000)]
+    every = set(kinds)
+    assert len(every) >= 5
+    assert set(kinds[: len(every)]) == every
 
 
 def test_the_seed_decides():
@@ -71,5 +134,5 @@ def test_a_program_that_does_not_parse():
 def test_the_bundled_references_can_be_broken():
     for problem in bundled():
         for mutant in mutants(problem.references[0], 8):
-            compile(mutant, "mutant", "exec")
+            compile(mutant.source, "mutant", "exec")
     assert sum(bool(mutants(p.references[0], 8)) for p in bundled()) > 0.8 * len(bundled())
