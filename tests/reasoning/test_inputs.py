@@ -1,0 +1,97 @@
+"""Inputs made from known ones: new, different, of the same types and of modest size; the known ones stay."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasoning.inputs import new_arguments, new_texts
+from reasoning.problems import bundled
+from sandbox import CallCase, StdioCase
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-99, 99) | st.floats(-9, 9) | st.text("ab é\n", max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.sets(st.integers(0, 9), max_size=4)
+        | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+KNOWN = st.integers(1, 3).flatmap(lambda n: st.lists(st.tuples(*[VALUES] * n), min_size=1, max_size=4))
+
+
+def size(value):
+    if isinstance(value, dict):
+        return 1 + sum(size(k) + size(v) for k, v in value.items())
+    if isinstance(value, list | tuple | set):
+        return 1 + sum(map(size, value))
+    return len(value) if isinstance(value, str) else 1
+
+
+@given(KNOWN, st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_arguments_are_new_and_like_the_known_ones(known, seed):
+    before = copy.deepcopy(known)
+    made = new_arguments(known, 12, seed)
+    assert repr(known) == repr(before)
+    texts = [repr(args) for args in made]
+    assert len(set(texts)) == len(texts) and not set(texts) & {repr(args) for args in known}
+    assert repr(new_arguments(known, 12, seed)) == repr(made)
+    for args in made:
+        assert len(args) == len(known[0])
+        for place, value in enumerate(args):
+            assert type(value) in {type(one[place]) for one in known}
+            assert size(value) <= 40 * (1 + max(size(one) for one in known))
+
+
+def test_there_is_always_something_new_where_there_are_numbers_or_texts():
+    for known in ([(3,)], [("ab",)], [([1, 2], True)], [({"a": 1},)], [((1, "x"),)]):
+        assert len(new_arguments(known, 5, 1)) == 5
+    assert new_arguments([], 5, 1) == [] and new_arguments([(None,)], 5, 1) == []
+
+
+def test_a_seed_gives_other_inputs():
+    known = [([3, 1, 2], "abc")]
+    assert new_arguments(known, 8, 1) != new_arguments(known, 8, 2)
+
+
+def test_a_number_that_counts_is_changed_with_what_it_counts():
+    for text in new_texts(["3\n4 5 6\n"], 40, 3):
+        count, words, end = text.split("\n")
+        assert end == "" and int(count) == len(words.split(" "))
+    for text in new_texts(["2\nab 1\ncd 2\n"], 40, 3):
+        count, *lines = text.removesuffix("\n").split("\n")
+        assert int(count) == len(lines)
+        assert all(len(line.split(" ")) == 2 for line in lines)
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["1", "-7", "2.5", "ab", "é", "007"]), min_size=1, max_size=3), min_size=1, max_size=4
+    )
+)
+@settings(max_examples=80, deadline=None)
+def test_texts_keep_their_form(lines):
+    text = "\n".join(" ".join(line) for line in lines) + "\n"
+    made = new_texts([text], 8, 5)
+    assert text not in made and len(set(made)) == len(made)
+    for one in made:
+        assert one.endswith("\n") and "  " not in one and one.isprintable() is text.isprintable()
+        assert one.count("\n") <= 2 * text.count("\n") + 2
+
+
+@pytest.mark.parametrize("kind", [CallCase, StdioCase])
+def test_bundled_problems_get_as_many_as_asked_for(kind):
+    for problem in bundled():
+        cases = [t.case for t in problem.tests if isinstance(t.case, kind)]
+        if not cases:
+            continue
+        make = (
+            new_arguments([tuple(c.args) for c in cases], 20, 0)
+            if kind is CallCase
+            else new_texts([c.stdin for c in cases], 20, 0)
+        )
+        assert len(make) >= 15, problem.id
