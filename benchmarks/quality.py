@@ -77,35 +77,42 @@ def mbpp(path: Path) -> list[Problem]:
     return from_rows(enumerate(rows, start=1), str(path), on_bad=lambda *_: None)[:MBPP_COUNT]
 
 
-async def searched(bench: Bench, problems: Sequence[Problem], settings: SearchSettings, seed: int) -> list[Grown]:
-    """One tree for each problem."""
+async def searched(
+    bench: Bench, problems: Sequence[Problem], settings: SearchSettings, seed: int, folder: Path
+) -> list[Grown]:
+    """One tree for each problem; `folder`: of their logs, from which an interrupted search goes on."""
     scheduler = SearchScheduler(
         [bench.engine], ProgramJudge(bench.pool.judge, LIMITS), bench.codec,
         outstanding=2 * MAX_NUM_SEQS, max_trees=TREES,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder) / f"{n}.jsonl" for n in range(len(problems))]
-        jobs = [
-            bench.job(p, settings, f"{settings.policy}-{seed}", 1000 * seed + n, log)
-            for n, (p, log) in enumerate(zip(problems, logs, strict=True))
-        ]
-        await asyncio.gather(*map(scheduler.search, jobs))
-        return [grown(p.id, decode(log.read_bytes())) for p, log in zip(problems, logs, strict=True)]
+    name = f"{settings.policy}-{seed}"
+    logs = [folder / name / f"{n}.jsonl" for n in range(len(problems))]
+    jobs = [
+        bench.job(p, settings, name, 1000 * seed + n, log)
+        for n, (p, log) in enumerate(zip(problems, logs, strict=True))
+    ]
+    await asyncio.gather(*map(scheduler.search, jobs))
+    return [grown(p.id, decode(log.read_bytes())) for p, log in zip(problems, logs, strict=True)]
 
 
 async def repeated(
-    problems: Sequence[Problem], policies: Sequence[PolicyName], tokens: int, repetitions: int
+    problems: Sequence[Problem], policies: Sequence[PolicyName], tokens: int, repetitions: int, folder: Path
 ) -> dict[str, list[list[Grown]]]:
     """For each policy one list of trees per repetition. The policies take turns."""
     settings = SearchSettings(
-        token_budget=tokens, expansion_budget=10**6, enough_passing=1, enough_failing=0, seconds=36_000
+        token_budget=tokens,
+        expansion_budget=10**6,
+        enough_passing=1,
+        enough_failing=0,
+        seconds=36_000,
+        path_tokens=2048,
     )
     found: dict[str, list[list[Grown]]] = {policy: [] for policy in policies}
     async with bench(MAX_NUM_SEQS) as real:
         for seed in range(repetitions):
             for policy in policies:
                 began = time.monotonic()
-                trees = await searched(real, problems, settings.with_policy(policy), seed)
+                trees = await searched(real, problems, settings.with_policy(policy), seed, folder)
                 found[policy].append(trees)
                 solved, drawn = sum(within(t, tokens) for t in trees), sum(t.tokens for t in trees)
                 say(f"{seed + 1}: {policy} solved {solved} of {len(trees)}, {drawn} tokens")
@@ -233,6 +240,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mbpp", type=Path, metavar="FILE", help="mbpp.jsonl or sanitized-mbpp.json")
     parser.add_argument("--tokens", type=int, default=800, help="sampled tokens per problem (800)")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help=f"searches per problem ({REPETITIONS})")
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIR", help="keep the event logs; the same again goes on from them"
+    )
     parser.add_argument("--policies", nargs="+", default=COMPARED, choices=get_args(PolicyName), help="all of them run")
     return parser.parse_args()
 
@@ -246,7 +256,9 @@ def main() -> int:
     tokens, count = options.tokens, options.repetitions
     if options.quick:
         problems, tokens, count = problems[:QUICK_PROBLEMS], QUICK_TOKENS, 1
-    trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.logs or Path(scratch)
+        trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count, folder))
     found = {"machine": machine(), "model": MODEL, "tokens": tokens, "repetitions": count, **result(trees, tokens)}
     found["seconds"] = round(time.monotonic() - started, 1)
     if not options.quick:
