@@ -41,7 +41,10 @@ class Running:
 def running(model):
     running = Running(model)
     yield running
+    folder = running.engine.sockets
+    assert any(folder.iterdir())
     running.do(running.engine.shutdown())
+    assert not folder.exists(), "no socket is left"
     running.loop.close()
 
 

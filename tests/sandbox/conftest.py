@@ -17,10 +17,10 @@ LEVELS = (3, 2, 1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The table of attacks takes its time: at the lower levels it is tried in slow runs."""
+    """What is tried at every level takes its time: at the lower ones it is tried in slow runs."""
     for item in items:
         given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if "attack" in given and given.get("bench", LEVELS[0]) != LEVELS[0]:
+        if given.get("bench", LEVELS[0]) != LEVELS[0]:
             item.add_marker(pytest.mark.slow)
 
 
