@@ -66,8 +66,11 @@ def history(run: RunDir) -> list[dict[str, Any]]:
     return [record["item"] for record in of_type("history", records(run))]
 
 
-def service_processes() -> list[str]:
-    return [p.name() for p in psutil.Process().children(recursive=True) if "wandb" in " ".join(p.cmdline())]
+def service_processes(seconds: float = 15.0) -> list[str]:
+    """W&B's processes that are still there after this long; told to end, they take their time where much runs."""
+    mine = [p for p in psutil.Process().children(recursive=True) if "wandb" in " ".join(p.cmdline())]
+    _, alive = psutil.wait_procs(mine, timeout=seconds)
+    return [p.name() for p in alive]
 
 
 def test_both_records_hold_the_same_numbers(run: RunDir) -> None:
