@@ -78,7 +78,9 @@ class TcgConfig(_Section):
         default=16, ge=1, description="problems kept from its training to measure it on, a third at most"
     )
     suite_size: int = Field(default=8, ge=2, le=256, description="tests that decide a reward")
-    mutants: int = Field(default=8, ge=0, le=1000, description="faulty programs per problem, to measure suites with")
+    mutated_inputs: int = Field(default=24, ge=0, le=1000, description="inputs per problem made from known ones")
+    screening_inputs: int = Field(default=16, ge=0, le=1000, description="further ones, to tell mutants from equals")
+    mutants: int = Field(default=12, ge=0, le=1000, description="faulty programs per problem, to measure suites with")
     kill_bar: float = Field(default=0.5, ge=0, le=1, description="suites that reject a smaller share are refused")
 
 

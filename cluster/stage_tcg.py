@@ -11,31 +11,20 @@ from typing import Any
 
 from actors.sampling import Draw
 from actors.sandbox_pool import RayPool
+from actors.suite_builder import BuildSettings, SuiteBuilder
 from cluster import flow
 from cluster.context import RunContext
 from cluster.stage_learn import spec
 from learners.batches import Example, PreferenceExample
-from reasoning.mutants import mutants
-from reasoning.records import GeneratedText, Origin, Problem, ProblemTest, Suite, mean
-from reasoning.suites import assemble, judge_quality, tests_by_origin
+from reasoning.records import GeneratedText, Problem, ProblemTest, Suite, mean
+from reasoning.suites import tests_by_origin
 from reasoning.test_cases import (
     OPENING,
     ParsedCase,
-    make_test,
     parse_cases,
     preference_pairs,
     sft_completions,
     tcg_messages,
-)
-from sandbox import (
-    CallCase,
-    CheckerProgram,
-    ExactValue,
-    RunOutput,
-    StdioCase,
-    Submission,
-    TokenComparator,
-    Verdict,
 )
 
 CALL_DEADLINE_S = 600.0
@@ -101,6 +90,7 @@ def _report(
         "tcg/lost_texts": sum(g.lost for g in generated.values()),
         "tcg/valid_tests": sum(len(g.tests) for g in generated.values()),
         "tcg/kill_rate": mean(rates),
+        **_quality(suites),
         **{f"tcg/tests_{name}": n for name, n in origins.items()},
     }
     for name, value in (("tcg/output_accuracy", accuracy), ("tcg/output_accuracy_sft", result["accuracy_sft"])):
@@ -116,6 +106,20 @@ def _report(
         f"{len(refused)} suites refused; {shown}",
     )
     return result
+
+
+def _quality(suites: Sequence[Suite]) -> dict[str, float]:
+    """Of all suites together: mutants that were told from their references, killed by the suites and by the given tests
+    among the candidates; inputs made by mutation that the references took; needless tests."""
+    found = [s.quality for s in suites if s.quality is not None]
+    screened, inputs = sum(q.screened for q in found), sum(q.inputs for q in found)
+    return {
+        "tcg/mutants": screened,
+        "tcg/mutants_killed": sum(q.killed for q in found) / max(1, screened),
+        "tcg/mutants_killed_by_given": sum(q.killed_by_given for q in found) / max(1, screened),
+        "tcg/inputs_legal": sum(q.inputs_legal for q in found) / max(1, inputs),
+        "tcg/redundancy": mean([q.redundancy for q in found]),
+    }
 
 
 # --- training ---
@@ -206,46 +210,15 @@ def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: in
 async def _execute_all(
     run: RunContext, problems: Sequence[Problem], cases: dict[str, list[ParsedCase]]
 ) -> dict[str, Generated]:
-    pool = RayPool(run.workers.sandboxes)
-    found = await asyncio.gather(*[_execute(run, pool, p, cases[p.id]) for p in problems])
-    return {p.id: g for p, g in zip(problems, found, strict=True)}
+    builder = _builder(run)
+    found = await asyncio.gather(*[builder.execute(p, cases[p.id]) for p in problems])
+    return {p.id: Generated(e.tests, e.known, e.right) for p, e in zip(problems, found, strict=True)}
 
 
-async def _execute(run: RunContext, pool: RayPool, problem: Problem, cases: list[ParsedCase]) -> Generated:
-    if not cases or not (problem.entry_point is None or any(isinstance(t.case, CallCase) for t in problem.tests)):
-        return Generated([], 0, 0)  # no test that can be called: nothing was run
-    limits = run.config.sandbox.limits()
-    outputs: list[list[RunOutput]] = []
-    for reference in problem.references:
-        if problem.entry_point is None:
-            outputs.append(await pool.run_stdin(reference, [case.stdin for case in cases], limits))
-        else:
-            inputs = [(list(case.args or ()), {}) for case in cases]
-            outputs.append(await pool.run_calls(reference, problem.entry_point, inputs, limits))
-    tests: list[ProblemTest] = []
-    right = known = 0
-    for case, results in zip(cases, zip(*outputs, strict=True), strict=True):
-        if any(r.verdict is Verdict.SANDBOX_ERROR for r in results):
-            continue
-        known += 1
-        if not all(r.ok for r in results):
-            continue
-        values = [r.stdout if problem.entry_point is None else r.value for r in results]
-        test = make_test(problem, case, values[0], Origin.REFERENCE)
-        if all(_accepts(test, value) for value in values[1:]):
-            tests.append(test)
-            right += case.output_ok and _accepts(test, case.output)
-    return Generated(tests, known, right)
-
-
-def _accepts(test: ProblemTest, value: Any) -> bool:
-    case = test.case
-    # Where a checker program decides, several answers are right; references still have to agree on one.
-    programmed = isinstance(case.comparator, CheckerProgram)
-    if isinstance(case, StdioCase):
-        comparator = TokenComparator() if programmed else case.comparator
-        return isinstance(value, str) and comparator.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
-    return (ExactValue() if programmed else case.comparator).accepts(value, case.expected)
+def _builder(run: RunContext) -> SuiteBuilder:
+    c = run.config.tcg
+    settings = BuildSettings(c.suite_size, c.mutated_inputs, c.screening_inputs, c.mutants, c.kill_bar, run.config.seed)
+    return SuiteBuilder(RayPool(run.workers.sandboxes), run.config.sandbox.limits(), settings)
 
 
 def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> float | None:
@@ -259,38 +232,15 @@ def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> f
 
 
 async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[str, Generated]) -> list[Suite]:
-    pool = RayPool(run.workers.sandboxes)
+    builder = _builder(run)
     done = 0
 
     async def one(problem: Problem) -> Suite:
         nonlocal done
         own = generated.get(problem.id)
-        suite = assemble(problem, own.tests if own else [], run.config.tcg.suite_size)
-        rate = await _kill_rate(run, pool, problem, suite)
+        suite = await builder.build(problem, own.tests if own else [])
         done += 1
         run.display.update(done, len(problems), unit="suites", loss=None, tokens_per_s=None, programs_per_s=None)
-        return judge_quality(suite, rate, run.config.tcg.kill_bar)
+        return suite
 
     return list(await asyncio.gather(*[one(p) for p in problems]))
-
-
-async def _kill_rate(run: RunContext, pool: RayPool, problem: Problem, suite: Suite) -> float | None:
-    """Share of the reference's mutants that the suite rejects, of those that any known test tells from it."""
-    extra = [t for t in (*problem.tests, *suite.holdout) if t not in suite.tests]
-    cases = [t.case for t in (*suite.tests, *extra)]
-    limits = run.config.sandbox.limits()
-    killed = alive = 0
-    for mutant in mutants(problem.references[0], run.config.tcg.mutants, run.config.seed):
-        result = await pool.judge(
-            Submission(
-                source=mutant.source, entry_point=problem.entry_point, cases=cases, limits=limits, stop="first_failure"
-            )
-        )
-        verdicts = [r.verdict for r in result.cases]
-        if Verdict.SANDBOX_ERROR in verdicts:
-            continue
-        failed = [v is not Verdict.ACCEPTED for v in verdicts]
-        if any(failed):
-            by_suite = any(failed[: len(suite.tests)])
-            killed, alive = killed + by_suite, alive + (not by_suite)
-    return killed / (killed + alive) if killed + alive else None

@@ -69,6 +69,24 @@ class Problem(Record):
         return tuple(test for test in self.tests if not test.shown)
 
 
+class SuiteQuality(Record):
+    """What a suite was measured by (method section 2).
+
+    `inputs`: made from known ones; `inputs_legal`: those on which the references ran and agreed. `mutants`: programs
+    with one fault; `screened`: those that any known test tells from the reference, the others count as its equals;
+    `killed`, `killed_by_given`: by the suite, and by the given tests among the candidates. `redundancy`: share of the
+    suite's tests without which it would kill the same.
+    """
+
+    inputs: int = Field(ge=0)
+    inputs_legal: int = Field(ge=0)
+    mutants: int = Field(ge=0)
+    screened: int = Field(ge=0)
+    killed: int = Field(ge=0)
+    killed_by_given: int = Field(ge=0)
+    redundancy: float = Field(ge=0, le=1)
+
+
 class Suite(Record):
     """The tests that decide a problem's reward, with what is known of their quality (method section 2).
 
@@ -82,6 +100,7 @@ class Suite(Record):
     kill_rate: float | None = None
     accepted: bool = True
     reason: str = ""
+    quality: SuiteQuality | None = None
 
 
 class Step(Record):

@@ -5,23 +5,49 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from reasoning.execution_matrix import Matrix, kills, smallest
 from reasoning.records import Origin, Problem, ProblemTest, Suite
 from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase
 
 
-def assemble(problem: Problem, generated: Sequence[ProblemTest], size: int) -> Suite:
-    """A suite of up to `size` tests: the shown ones, then generated ones, then given ones to fill in.
-
-    Half of the hidden given tests (rounded down) are held out: they never decide a reward. No test is in twice.
-    """
+def split_given(problem: Problem) -> tuple[tuple[ProblemTest, ...], tuple[ProblemTest, ...]]:
+    """The given tests that may decide a reward, shown ones first, and those that never do: half of the hidden ones,
+    rounded down. Nothing is made from the latter either; they say how far the reward is from the truth."""
     hidden = problem.hidden_tests
     kept = len(hidden) - len(hidden) // 2
-    chosen: dict[str, ProblemTest] = {}
-    for test in (*problem.shown_tests, *generated, *hidden[:kept]):
-        if len(chosen) < size:
-            chosen.setdefault(_input_of(test), test)
-    holdout = tuple(t for t in hidden[kept:] if _input_of(t) not in chosen)
-    return Suite(problem_id=problem.id, tests=tuple(chosen.values()), holdout=holdout)
+    return (*problem.shown_tests, *hidden[:kept]), hidden[kept:]
+
+
+def candidates(problem: Problem, generated: Sequence[ProblemTest]) -> list[ProblemTest]:
+    """Tests to choose from, none twice: the shown ones, then generated ones, then given ones."""
+    usable, _ = split_given(problem)
+    shown = problem.shown_tests
+    found: dict[str, ProblemTest] = {}
+    for test in (*shown, *generated, *usable[len(shown) :]):
+        found.setdefault(input_key(test), test)
+    return list(found.values())
+
+
+def choose(tests: Sequence[ProblemTest], wrong: Matrix, size: int) -> list[int]:
+    """Which of the candidates make the suite, at most `size`: the shown ones, those that together kill all of the wrong
+    programs that the candidates kill (as few as can be found), and then those that kill most, earlier ones first.
+
+    `wrong`: what wrong programs did on the candidates; nothing is known where there are none.
+    """
+    shown = min(size, sum(test.shown for test in tests))
+    needed = smallest(wrong, shown, size) if wrong else list(range(shown))
+    found = kills(wrong) if wrong else [frozenset[int]()] * len(tests)
+    others = sorted(set(range(len(tests))) - set(needed), key=lambda j: (-len(found[j]), j))
+    return [*needed, *others][:size]
+
+
+def assemble(problem: Problem, tests: Sequence[ProblemTest], chosen: Iterable[int]) -> Suite:
+    """The suite of some candidates. A given test that is held out is in no suite, nor its like."""
+    _, holdout = split_given(problem)
+    mine = [tests[j] for j in chosen]
+    inputs = {input_key(test) for test in mine}
+    kept = tuple(t for t in holdout if input_key(t) not in inputs)
+    return Suite(problem_id=problem.id, tests=tuple(mine), holdout=kept)
 
 
 def judge_quality(suite: Suite, kill_rate: float | None, bar: float) -> Suite:
@@ -40,7 +66,7 @@ def tests_by_origin(suites: Iterable[Suite]) -> dict[str, int]:
     return {origin.value: counts.get(origin, 0) for origin in Origin}
 
 
-def _input_of(test: ProblemTest) -> str:
+def input_key(test: ProblemTest) -> str:
     """The same text for tests that ask the same, whatever they expect."""
     case = test.case
     match case:

@@ -1,0 +1,156 @@
+"""Suites from references, in the real sandbox: right by construction, sharper than the given tests, or refused."""
+
+import asyncio
+
+import pytest
+
+from actors.suite_builder import BuildSettings, SuiteBuilder
+from reasoning.problems import bundled
+from reasoning.records import Origin, Problem, ProblemTest
+from reasoning.test_cases import ParsedCase
+from sandbox import CallCase, ExpressionCase, Limits, LocalPool, StdioCase, Submission, Verdict
+
+LIMITS = Limits(cpu_s=1, memory_mb=256)
+
+
+def do(work, settings=None):
+    """The result of `work(builder)` with a pool of its own."""
+
+    async def go():
+        async with LocalPool(2) as pool:
+            return await work(SuiteBuilder(pool, LIMITS, settings or BuildSettings()))
+
+    return asyncio.run(go())
+
+
+def call(*args, expected, shown=False):
+    return ProblemTest(case=CallCase(args=list(args), expected=expected), shown=shown)
+
+
+def problem(*references, tests, question="q", entry_point="f"):
+    return Problem(id="p", question=question, entry_point=entry_point, references=references, tests=tests)
+
+
+def case(*args, output=None):
+    return ParsedCase(args, "", output, output_ok=output is not None)
+
+
+CLAMP = """
+def f(x, low, high):
+    if x < low:
+        return low
+    if x > high:
+        return high
+    return x
+"""
+WEAK = (call(5, 0, 9, expected=5, shown=True), call(6, 0, 9, expected=6))
+
+
+def test_a_weak_suite_becomes_sharp_and_every_output_is_the_references():
+    suite = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)))
+    quality = suite.quality
+    assert suite.accepted and suite.kill_rate >= 0.9
+    assert quality.killed > quality.killed_by_given
+    assert quality.screened <= quality.mutants and 0 < quality.inputs_legal <= quality.inputs
+    assert suite.tests[0] == WEAK[0] and len(suite.tests) <= 8
+    space = {}
+    exec(CLAMP, space)
+    for test in suite.tests:
+        assert space["f"](*test.case.args) == test.case.expected
+        assert test.origin in (Origin.GIVEN, Origin.REFERENCE)
+
+
+def test_a_suite_that_tells_too_little_apart_is_refused():
+    faultless = problem("def f(x):\n    return x\n", tests=(call(1, expected=1),))
+    suite = do(lambda builder: builder.build(faultless))
+    assert (suite.kill_rate, suite.accepted) == (None, True)  # nothing to tell apart: nothing is known against it
+    blunt = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)), BuildSettings(inputs=0, bar=0.9, size=1))
+    assert not blunt.accepted and "below the bar of 0.90" in blunt.reason
+
+
+REFERENCES = {
+    "raises": (["def f(x):\n    return 10 // x\n"], [-1, 1, 2, 5]),
+    "two disagree": (["def f(x):\n    return abs(x)\n", "def f(x):\n    return x\n"], [0, 1, 2, 5]),
+    "never ends": (["def f(x):\n    while x < 0:\n        pass\n    return x\n"], [0, 1, 2, 5]),
+    "prints much": (["def f(x):\n    return 'a' * (10_000 if x > 1 else 1)\n"], [-1, 0, 1]),
+    "is slow": (["def f(x):\n    for _ in range(10**8 * (x > 1)):\n        pass\n    return x\n"], [-1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_inputs_that_a_reference_cannot_answer_for_make_no_test(name):
+    references, kept = REFERENCES[name]
+    given = problem(*references, tests=(call(1, expected=1),))
+    found = do(lambda builder: builder.execute(given, [case(n) for n in (-1, 0, 1, 2, 5)]))
+    assert [t.case.args[0] for t in found.tests] == kept
+    assert found.known == 5
+
+
+def test_a_reference_that_says_something_else_each_time_gives_no_test():
+    random = "import os\ndef f(x):\n    return int.from_bytes(os.urandom(8), 'big') if x else 0\n"
+    found = do(
+        lambda builder: builder.execute(problem(random, tests=(call(1, expected=1),)), [case(0), case(1), case(2)])
+    )
+    assert [t.case.args[0] for t in found.tests] == [0]
+
+
+def test_outputs_that_were_proposed_are_compared():
+    halves = problem("def f(x):\n    return x / 2\n", tests=(call(2, expected=1.0),))
+    found = do(lambda b: b.execute(halves, [case(2, output=1.0), case(3, output=1), case(5), case(1, output=0.5)]))
+    assert (len(found.tests), found.known, found.right) == (4, 4, 2)
+
+
+def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_them():
+    source = "def f(n):\n    return n * 2\n"
+    stated = "Double n, 1 <= n <= 4."
+    cases = [case(n) for n in (-3, 0, 1, 4, 5)]
+    kept = do(lambda b: b.execute(problem(source, question=stated, tests=(call(1, expected=2),)), cases))
+    assert [t.case.args[0] for t in kept.tests] == [1, 4]
+    misread = do(lambda b: b.execute(problem(source, question=stated, tests=(call(9, expected=18),)), cases))
+    assert len(misread.tests) == 5
+
+
+def test_programs_that_read_and_print():
+    source = "n = int(input())\nprint(sum(map(int, input().split())) if n else 0)\n"
+    test = ProblemTest(case=StdioCase(stdin="3\n1 2 3\n", expected="6\n"), shown=True)
+    adds = problem(source, tests=(test,), entry_point=None)
+    suite = do(lambda builder: builder.build(adds))
+    assert len(suite.tests) > 3 and suite.quality.inputs_legal > 10
+    for one in suite.tests:
+        assert int(one.case.expected) == sum(map(int, one.case.stdin.split("\n")[1].split()))
+
+
+def test_generated_tests_are_candidates_like_the_others():
+    generated = [ProblemTest(case=CallCase(args=[-4, 0, 9], expected=0), origin=Origin.REFERENCE)]
+    suite = do(lambda b: b.build(problem(CLAMP, tests=WEAK), generated), BuildSettings(inputs=0))
+    assert generated[0] in suite.tests
+    assert suite.quality.killed > suite.quality.killed_by_given
+
+
+def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
+    tests = tuple(ProblemTest(case=ExpressionCase(expression=f"f({n})", expected=n), shown=n == 0) for n in range(3))
+    suite = do(lambda builder: builder.build(problem("def f(x):\n    return x\n", tests=tests)))
+    assert suite.tests == tests[:2] and suite.holdout == tests[2:]
+    assert suite.quality.inputs == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_suites_of_the_bundled_problems_are_right_and_kill_nine_of_ten():
+    problems = bundled()[:24]
+
+    async def work(builder):
+        suites = await asyncio.gather(*[builder.build(p) for p in problems])
+        wrong = 0
+        for p, suite in zip(problems, suites, strict=True):
+            for reference in p.references:
+                cases = [t.case for t in suite.tests]
+                judged = await builder.pool.judge(Submission(source=reference, entry_point=p.entry_point, cases=cases))
+                wrong += judged.verdict is not Verdict.ACCEPTED
+        return suites, wrong
+
+    suites, wrong = do(work, BuildSettings(inputs=40, mutants=20))
+    assert wrong == 0
+    screened = sum(s.quality.screened for s in suites)
+    assert sum(s.quality.killed for s in suites) >= 0.9 * screened
+    assert sum(s.quality.killed for s in suites) > sum(s.quality.killed_by_given for s in suites)
