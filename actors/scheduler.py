@@ -25,8 +25,8 @@ from pathlib import Path
 
 from actors.programs import ProgramJudge
 from actors.sampling import Draw, EngineDeadError, EngineError, Sampler, Scorer
-from reasoning.event_log import Ended, Event, EventFile, EventLogError, decode, opening, require_same
-from reasoning.nodes import Expansion, Judgement, Outcome
+from reasoning.event_log import Ended, EventFile, EventLogError, decode, opening, require_same
+from reasoning.nodes import BROKEN_OFF, Expansion, Judgement, Outcome
 from reasoning.records import Action, Problem, Sample, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import STOPS, StepCodec, extract_program, read_sample
@@ -207,7 +207,7 @@ class SearchScheduler:
             except EventLogError as error:
                 _resolve(done, EventLogError(f"{job.log}: {error}; remove the file to begin anew"))
                 continue
-            except OSError as error:
+            except Exception as error:  # of whatever kind: its caller waits
                 _resolve(done, error)
                 continue
             if active is not None:
@@ -222,21 +222,16 @@ class SearchScheduler:
         if job.log is None:
             tree = SearchTree(job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed)
         else:
-            events = decode(job.log.read_bytes()) if job.log.exists() else []
-            if events:
-                require_same(
-                    opening(events), tree_id=job.tree_id, problem_id=job.problem.id, prompt_ids=job.prompt_ids,
-                    seed=job.seed, settings=job.settings.model_dump(),
-                )  # fmt: skip
-            if events and isinstance(last := events[-1], Ended):
-                _resolve(done, Searched(SearchTree.replay(events), last.reason, last.seconds))
-                return None
             file = EventFile(job.log)
             try:
-                tree = _gone_on(job, headers, events, file)
+                tree, ended = _from_log(job, headers, file)
             except BaseException:
                 file.close()
                 raise
+            if ended is not None:
+                file.close()
+                _resolve(done, Searched(tree, ended.reason, ended.seconds))
+                return None
         active = _Active(job, tree, lane, done, loop.time(), file)
         active.timer = loop.call_later(job.settings.seconds, self._end_if_over, active)
         lane.trees.add(active)
@@ -285,20 +280,29 @@ class SearchScheduler:
                 sample = await slots.lane.sampler.draw((*prompt, *header), draw, seed)
             finally:
                 slots.release()
-            judgement = await self._judge(active, action, sample)
-            score = None
-            if self.scorer is not None and action is not Action.CODE and job.settings.rollout_weight < 1:
-                score = await self.scorer((*prompt, *header, *sample.token_ids))
-            outcome = Outcome(sample=sample, judgement=judgement, score=score)
+            outcome = await self._valued(active, action, sample, (*prompt, *header))
         except EngineError as error:
             self._note_death(slots.lane, error)
             outcome = Outcome(infra_error=str(error) or type(error).__name__)
-        except Exception as error:  # the sandbox or the scorer is gone: ends the sample, never the tree
+        except Exception as error:  # ends the sample, never the tree
             outcome = Outcome(infra_error=f"{type(error).__name__}: {error}")
         self._told(active, lambda: tree.tell(expansion.id, slot, outcome))
         self._end_if_over(active)
         self._queue(active)
         self._fill(active.lane)
+
+    async def _valued(self, active: _Active, action: Action, sample: Sample, before: tuple[int, ...]) -> Outcome:
+        """A sample with its judgement, or the PRM's score. What goes wrong here leaves the sample without one."""
+        if not all(map(math.isfinite, sample.logprobs)):
+            return Outcome(infra_error="the engine gave a log-probability that is no number")
+        judgement, score = None, None
+        try:
+            judgement = await self._judge(active, action, sample)
+            if self.scorer is not None and action is not Action.CODE and active.job.settings.rollout_weight < 1:
+                score = await self.scorer((*before, *sample.token_ids))
+        except Exception as error:  # the sandbox or the scorer is gone: never the tree's fault
+            return Outcome(sample=sample, infra_error=f"{type(error).__name__}: {error}")
+        return Outcome(sample=sample, judgement=judgement, score=score if _is_number(score) else None)
 
     def _told(self, active: _Active, change: Callable[[], object]) -> None:
         """Change a tree by what has ended, and count it."""
@@ -437,16 +441,29 @@ def _resolve(done: asyncio.Future[Searched], result: Searched | BaseException) -
         done.set_exception(result)
 
 
-def _gone_on(
-    job: SearchJob, headers: Mapping[tuple[int, Action], tuple[int, ...]], events: Sequence[Event], file: EventFile
-) -> SearchTree:
-    """The tree of a log, without the expansions that nobody runs any more; a new one where there is no log."""
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _from_log(
+    job: SearchJob, headers: Mapping[tuple[int, Action], tuple[int, ...]], file: EventFile
+) -> tuple[SearchTree, Ended | None]:
+    """The tree of a log, without the expansions that nobody runs any more, and its end if it has come to one; a new
+    tree where there is no log. Raises EventLogError."""
+    events = decode(file.before)
     if not events:
-        return SearchTree(job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed, file.append)
-    tree = SearchTree.replay(events, file.append)
+        made = SearchTree(job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed, file.append)
+        return made, None
+    require_same(
+        opening(events), tree_id=job.tree_id, problem_id=job.problem.id, prompt_ids=job.prompt_ids, seed=job.seed,
+        settings=job.settings.model_dump(),
+    )  # fmt: skip
+    tree, last = SearchTree.replay(events, file.append), events[-1]
+    if isinstance(last, Ended) and last.reason != BROKEN_OFF:
+        return tree, last
     for expansion_id in tree.in_flight:
         tree.abandon(expansion_id, "the process that ran it is gone", pruned=True)
-    return tree
+    return tree, None
 
 
 async def action_priors(sampler: Sampler, codec: StepCodec, prompt: Sequence[int], number: int) -> dict[Action, float]:

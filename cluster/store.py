@@ -25,8 +25,8 @@ _STEP = pa.struct(
         ("text", pa.string()),
         ("weight_spans", pa.list_(pa.list_(pa.int32()))),
         ("value", pa.float64()),
-        ("passed", pa.int32()),
-        ("sampled", pa.int32()),
+        ("passed", pa.float64()),
+        ("sampled", pa.float64()),
     ]
 )
 _PATH = pa.schema(

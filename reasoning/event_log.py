@@ -6,6 +6,7 @@ an equal tree. A process that is killed in the middle of a line loses that line 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -116,17 +117,28 @@ def header_table(opened: Opened) -> dict[tuple[int, Action], tuple[int, ...]]:
 class EventFile:
     """A log on disk: every event reaches the operating system before the call returns, so a killed process loses none.
 
-    An existing file is gone on with; a broken last line is cut off first.
+    An existing file is gone on with; a broken last line is cut off first. `before`: what it held.
+
+    Raises EventLogError where another process writes it, OSError where it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.ftruncate(self._fd, whole)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                os.ftruncate(self._fd, whole)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise EventLogError("another process writes it") from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.before = data[:whole]
 
     def append(self, event: Event) -> None:
         """Raises OSError where the disk takes no more."""
@@ -138,6 +150,8 @@ class EventFile:
     def close(self) -> None:
         """Make what was written survive a crash of the machine, too."""
         if self._fd >= 0:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)

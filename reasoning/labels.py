@@ -14,7 +14,7 @@ FULL_WEIGHT_SAMPLES = 8
 LabelKind = Literal["soft", "hard"]
 
 
-def soft_label(passed: int, sampled: int) -> tuple[float, float]:
+def soft_label(passed: float, sampled: float) -> tuple[float, float]:
     """Target (n_pass + 0.5) / (n_term + 1) and weight min(1, n_term / 8); weight 0 where nothing was sampled.
 
     Raises ValueError unless 0 <= passed <= sampled. Method section 4.
@@ -23,7 +23,7 @@ def soft_label(passed: int, sampled: int) -> tuple[float, float]:
     return (passed + 0.5) / (sampled + 1), min(1.0, sampled / FULL_WEIGHT_SAMPLES)
 
 
-def hard_label(passed: int, sampled: int) -> tuple[float, float]:
+def hard_label(passed: float, sampled: float) -> tuple[float, float]:
     """Target 1[n_pass > 0] with weight 1 where n_term >= 8; no label (0.5 with weight 0) where fewer were sampled.
 
     Raises ValueError unless 0 <= passed <= sampled. Method section 4.
@@ -37,7 +37,7 @@ def hard_label(passed: int, sampled: int) -> tuple[float, float]:
 _LABELS = {"soft": soft_label, "hard": hard_label}
 
 
-def _check_counts(passed: int, sampled: int) -> None:
+def _check_counts(passed: float, sampled: float) -> None:
     if not 0 <= passed <= sampled:
         raise ValueError(f"passed, sampled: got {passed}, {sampled}; use 0 <= passed <= sampled")
 

@@ -12,6 +12,8 @@ from sandbox import Verdict
 from sandbox.cache import program_key
 
 KEY_BYTES: Final = 16
+BROKEN_OFF: Final = "too many infrastructure errors"
+"""The reason of an end that says nothing about the problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Outcome:
     """How one drawn sample ended: a sample (judged if it holds a program), a failure of the infrastructure, or
     `pruned`, because the tree needed it no more.
 
-    `score`: the PRM's value of the state after the step, if it was asked.
+    `score`: the PRM's value of the state after the step, if it was asked. A sample with an `infra_error` was drawn, and
+    then nobody could judge or score it: a program is lost, a step of pseudocode has no score.
     """
 
     sample: Sample | None = None
@@ -52,8 +55,9 @@ class Expansion:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A step. Four statistics, never mixed: search value (`visits`, `value_sum`), independently sampled terminals below
-    (`sampled`, `passed`; for labels), the best terminal (`best`), and counts (`multiplicity`, `asked`, `in_flight`).
+    """A step. Four statistics, never mixed: search value (`visits`, `value_sum`), what the policy itself makes of it
+    (`reasoning.step_values`; for labels), the best terminal (`best`), and counts (`multiplicity`, `asked`, `in_flight`,
+    and of terminals below and those that pass: `sampled`, `passed`).
 
     `token_ids` and `logprobs` are packed (4 bytes each): trees have millions of them. `available`: nodes of the
     subtree, itself included, that were never expanded and can be. `in_flight`, `asked`: expansions of the subtree that
@@ -130,11 +134,13 @@ class TreeReport:
 
     @property
     def finished(self) -> bool:
-        return bool(self.reason)
+        """Whether it came to an end of its own; one that infrastructure errors ended can be gone on with."""
+        return self.reason not in ("", BROKEN_OFF)
 
 
-def step_key(action: Action, text: str, program: str | None) -> bytes:
-    """What makes two siblings the same step: the program's syntax tree, or action and text."""
+def step_key(action: Action, text: str, program: str | None, failure: str = "") -> bytes:
+    """What makes two siblings the same step: the program's syntax tree, or action, text and what is wrong with it."""
     if program is not None:
         return program_key(program)
-    return hashlib.blake2b(f"{int(action)}:{text}".encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+    content = f"{int(action)}:{failure}:{text}"
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()

@@ -24,8 +24,8 @@ class _Sibling:
     """
 
     ids: tuple[int, ...]
-    passed: int
-    sampled: int
+    passed: float
+    sampled: float
     exact: bool = False
 
     @property
@@ -37,7 +37,7 @@ class _Sibling:
         return 0.0 if self.exact else _variance(self.passed, self.sampled)
 
 
-def standard_error(passed: int, sampled: int, other_passed: int, other_sampled: int) -> float:
+def standard_error(passed: float, sampled: float, other_passed: float, other_sampled: float) -> float:
     """Standard error of the difference of two proportions, sqrt(p(1 - p)/n + q(1 - q)/m).
 
     p and q are smoothed to (passed + 0.5) / (sampled + 1), so that 0 of 1 and 1 of 1 are not taken for certain.
@@ -46,7 +46,7 @@ def standard_error(passed: int, sampled: int, other_passed: int, other_sampled: 
     return math.sqrt(_variance(passed, sampled) + _variance(other_passed, other_sampled))
 
 
-def required_margin(passed: int, sampled: int, other_passed: int, other_sampled: int) -> float:
+def required_margin(passed: float, sampled: float, other_passed: float, other_sampled: float) -> float:
     """The least difference of two siblings' values that makes a pair: max(0.25, 2 standard errors).
 
     Raises ValueError as `standard_error` does. Method section 4.
@@ -143,7 +143,7 @@ def _rank(pair: StepPair) -> tuple[float, str, tuple[int, ...], tuple[int, ...],
     return -pair.margin, pair.tree_id, pair.prefix_ids, pair.chosen_ids, pair.rejected_ids
 
 
-def _variance(passed: int, sampled: int) -> float:
+def _variance(passed: float, sampled: float) -> float:
     if not 0 <= passed <= sampled or not sampled:
         raise ValueError(f"passed, sampled: got {passed}, {sampled}; use 0 <= passed <= sampled, at least one sampled")
     smoothed = (passed + 0.5) / (sampled + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
 from reasoning.nodes import Node
@@ -165,10 +165,13 @@ class BestOfN:
 
     def __init__(self) -> None:
         self._open: deque[int] = deque()
+        self._due: Counter[int] = Counter()  # by node, samples that were asked for and have not come
 
     def choose(self, tree: SearchTree) -> Node | None:
         """See Policy."""
-        return tree.nodes[self._open.popleft()] if self._open else tree.root
+        node = tree.nodes[self._open.popleft()] if self._open else tree.root
+        self._due[node.id] += 1
+        return node
 
     def count(self, tree: SearchTree, node: Node) -> int:
         """See Policy."""
@@ -180,17 +183,22 @@ class BestOfN:
 
     def attached(self, tree: SearchTree, node: Node) -> None:
         """A path that met another one's step goes on from there by itself."""
+        self._due[node.parent or 0] -= 1
         if not node.terminal:
             self._open.append(node.id)
 
     def settled(self, tree: SearchTree, node: Node) -> None:
-        """See Policy."""
+        """A path whose next step was lost waits for another try; one that had not begun is not missed."""
+        if self._due[node.id] > 0:
+            self._due[node.id] -= 1
+            if node.id != 0:
+                self._open.append(node.id)
 
 
 class Beam(TreePolicy):
     """Step beam search: all kept states are expanded and the `beam_width` best children kept; then anew from the root.
 
-    Best by value (terminals below, and the PRM's score if there is one), then by mean log-probability.
+    Best by the PRM's score where there is one (nothing is known below them yet), then by mean log-probability.
     """
 
     def __init__(self) -> None:
@@ -202,14 +210,19 @@ class Beam(TreePolicy):
         if not self._queue:
             if not tree.idle:
                 return None
-            found = {i for f in self._frontier for i in tree.nodes[f].children}
-            states = [tree.nodes[i] for i in sorted(found) if tree.nodes[i].available > 0 and not tree.nodes[i].asked]
-            states.sort(key=lambda n: (-(tree.q(n) or 0.0), -n.mean_logprob, n.id))
-            self._queue.extend([n.id for n in states[: tree.settings.beam_width]] or [0])
-            self._frontier = []
+            lost = [i for i in self._frontier if tree.nodes[i].expansions == 0]
+            self._queue.extend(lost or self._best(tree))
+            self._frontier = [i for i in self._frontier if i not in lost] if lost else []
         node = tree.nodes[self._queue.popleft()]
         self._frontier.append(node.id)
         return node
+
+    def _best(self, tree: SearchTree) -> list[int]:
+        """The children of the frontier that are kept; the root where there are none."""
+        found = {i for f in self._frontier for i in tree.nodes[f].children}
+        states = [tree.nodes[i] for i in sorted(found) if tree.nodes[i].available > 0 and not tree.nodes[i].expansions]
+        states.sort(key=lambda n: (-(tree.q(n) or 0.0), -n.mean_logprob, n.id))
+        return [n.id for n in states[: tree.settings.beam_width]] or [0]
 
 
 POLICIES: dict[PolicyName, type[TreePolicy] | type[BestOfN]] = {

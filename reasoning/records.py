@@ -134,7 +134,11 @@ class Sample:
 
 
 class StepRecord(Record):
-    """One step of a path as it was sampled; the token ids are the source of truth, the text is for people."""
+    """One step of a path as it was sampled; the token ids are the source of truth, the text is for people.
+
+    `value`: of the search. `sampled`, `passed`: how many terminals below it, drawn as the policy draws them, the step's
+    value is worth, and how many of them pass (`reasoning.step_values`).
+    """
 
     action: Action
     header_ids: tuple[int, ...]
@@ -143,8 +147,8 @@ class StepRecord(Record):
     text: str
     weight_spans: tuple[tuple[int, int, int], ...] = ()
     value: float | None = None
-    passed: int = Field(default=0, ge=0)
-    sampled: int = Field(default=0, ge=0)
+    passed: float = Field(default=0, ge=0)
+    sampled: float = Field(default=0, ge=0)
 
 
 class Path(Record):

@@ -20,10 +20,11 @@ from itertools import islice
 from typing import Final
 
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogError, Opened, Told, header_table
-from reasoning.nodes import Expansion, Judgement, Node, Outcome, TreeReport, step_key
+from reasoning.nodes import BROKEN_OFF, Expansion, Judgement, Node, Outcome, TreeReport, step_key
 from reasoning.policies import POLICIES, Policy
 from reasoning.records import Action, Path, Sample, StepRecord
 from reasoning.search import SearchSettings, normalised, terminal_value
+from reasoning.step_values import step_values
 from reasoning.steps import extract_program, legal_actions, read_sample
 from sandbox import Verdict
 from sandbox.cache import program_key
@@ -116,7 +117,7 @@ class SearchTree:
         if elapsed_s >= s.seconds:
             return "time budget"
         if self._failed_in_row > FAILED_IN_ROW + s.leaves_in_flight:
-            return "too many infrastructure errors"
+            return BROKEN_OFF
         return ""
 
     def prompt_for(self, node_id: int) -> tuple[int, ...]:
@@ -233,7 +234,7 @@ class SearchTree:
                 self.tokens += len(outcome.sample.token_ids)
                 node = self._attach(parent, pending.actions[slot], outcome.sample, outcome)
             self.samples += node is not None
-            self.infra_errors += node is None
+            self.infra_errors += node is None or bool(outcome.infra_error)
             pending.lost += node is None
         if len(pending.told) == pending.count:
             self._settle(expansion_id, pending)
@@ -266,7 +267,7 @@ class SearchTree:
         if program is not None and judgement is None:
             return None  # nobody judged it: an infrastructure failure, not a value of 0
         text = step.text if step is not None else sample.text
-        key = step_key(action, text, program)
+        key = step_key(action, text, program, failure)
         if program is not None and judgement is not None:
             self._judged.setdefault(program_key(program), judgement)
         if parent.by_key is None:
@@ -378,9 +379,10 @@ class SearchTree:
 
     def paths(self) -> list[Path]:
         """Every path that ended: complete ones, and those that a malformed step cut short (value 0, no program)."""
-        return [self.path_to(node) for node in self.nodes if node.terminal]
+        values = step_values(self.nodes)
+        return [self._path(node, values) for node in self.nodes if node.terminal]
 
-    def path_to(self, node: Node) -> Path:
+    def _path(self, node: Node, values: Sequence[tuple[float, float]]) -> Path:
         """The path from the root to `node`."""
         steps = tuple(
             StepRecord(
@@ -391,8 +393,8 @@ class SearchTree:
                 text=n.text,
                 weight_spans=n.weight_spans,
                 value=self.q(n),
-                passed=n.passed,
-                sampled=n.sampled,
+                passed=values[n.id][0],
+                sampled=values[n.id][1],
             )
             for n in self._lineage(node.id)[1:]
         )
@@ -421,11 +423,19 @@ class SearchTree:
         rest = iter(events)
         for opened in islice(rest, 1):
             if isinstance(opened, Opened):
-                settings = SearchSettings.model_validate(opened.settings)
-                table = header_table(opened)
+                try:
+                    settings = SearchSettings.model_validate(opened.settings)
+                    table = header_table(opened)
+                except ValueError as error:
+                    raise _broken(1, f"its settings or headers are none ({' '.join(str(error).split())})") from error
                 tree = cls(opened.tree_id, opened.problem_id, opened.prompt_ids, table, settings, opened.seed)
                 for number, event in enumerate(rest, start=2):
-                    tree._apply(event, number)
+                    try:
+                        tree._apply(event, number)
+                    except EventLogError:
+                        raise
+                    except (LookupError, ValueError, OverflowError, TypeError) as error:
+                        raise _broken(number, f"{type(event).__name__} does not fit ({error})") from error
                 tree._log = log
                 return tree
         raise EventLogError("event log: line 1: it does not begin with the opening of a search")
@@ -435,8 +445,7 @@ class SearchTree:
             case Asked():
                 node = self._policy.choose(self)
                 if node is None or (self._next_id, node.id) != (event.id, event.node):
-                    raise EventLogError(f"event log: line {number}: expansion {event.id} of node {event.node}"
-                                        " does not follow")  # fmt: skip
+                    raise _broken(number, f"expansion {event.id} of node {event.node} does not follow")
                 self._hand_out(node, event.count)
             case Begun() if event.id in self._pending:
                 self.begin(event.id, event.priors)
@@ -445,6 +454,10 @@ class SearchTree:
             case Abandoned() if event.id in self._pending:
                 self.abandon(event.id, event.reason, pruned=event.pruned)
             case Ended():
-                pass
+                self._failed_in_row = 0  # whoever goes on tries again
             case _:
-                raise EventLogError(f"event log: line {number}: {type(event).__name__} does not follow")
+                raise _broken(number, f"{type(event).__name__} does not follow")
+
+
+def _broken(number: int, what: str) -> EventLogError:
+    return EventLogError(f"event log: line {number}: {what}")

@@ -1,8 +1,12 @@
 """The scheduler with a sampler and a judge that are not real: one end per sample, failures with a kind, budgets."""
 
 import asyncio
+import dataclasses
 import errno
+import math
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +17,9 @@ from pathlib import Path
 import pytest
 from search_fakes import CASES, CODEC, FakeJudge, FakeSampler, config, grow, job, scheduler
 
-from actors.sampling import EngineDeadError
+from actors.sampling import EngineDeadError, EngineError
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, EventLogError, Told, decode
+from reasoning.nodes import BROKEN_OFF
 from reasoning.records import Action
 from reasoning.steps import STOPS
 from reasoning.tree import SearchTree
@@ -184,14 +189,18 @@ def test_the_scorer_values_pseudocode_only():
     assert seen == []
 
 
-def test_a_scorer_that_fails_ends_the_slot():
+@pytest.mark.parametrize("answer", ["gone", math.nan, math.inf, None])
+def test_a_scorer_that_fails_leaves_the_steps_without_a_score(tmp_path, answer):
     async def score(ids):
-        raise ConnectionError("gone")
+        if answer == "gone":
+            raise ConnectionError("gone")
+        return answer
 
-    found = grow(FakeSampler(), FakeJudge(), scorer=score, rollout_weight=0.5)
-    assert found.tree.idle
-    assert found.tree.root.visits == 0
-    assert found.reason == "too many infrastructure errors"
+    found = grow(FakeSampler(), FakeJudge(), scorer=score, rollout_weight=0.5, log=tmp_path / "t.jsonl")
+    assert found.tree.idle and found.tree.root.visits > 0
+    assert all(node.score is None for node in found.tree.nodes)
+    assert (found.tree.infra_errors > 0) == (answer == "gone")
+    assert SearchTree.replay(decode((tmp_path / "t.jsonl").read_bytes())).paths() == found.tree.paths()
 
 
 def test_many_trees_on_one_loop_do_not_mix():
@@ -320,6 +329,91 @@ def test_a_finished_log_is_not_searched_again_and_one_of_another_search_is_refus
     (tmp_path / "t.jsonl").write_text("{}\n")
     with pytest.raises(EventLogError, match="line 1"):
         logged(tmp_path, sampler, FakeJudge())
+
+
+def test_two_searches_do_not_write_one_log(tmp_path):
+    log = tmp_path / "t.jsonl"
+
+    async def work():
+        made = scheduler(FakeSampler(delay=0.01), FakeJudge())
+        return await asyncio.gather(*[made.search(job(log=log)) for _ in range(2)], return_exceptions=True)
+
+    found = asyncio.run(asyncio.wait_for(work(), 20))
+    (error,) = [f for f in found if isinstance(f, EventLogError)]
+    assert "t.jsonl: another process writes it" in str(error)
+    (fine,) = [f for f in found if f is not error]
+    assert SearchTree.replay(decode(log.read_bytes())).paths() == fine.tree.paths()
+
+
+@pytest.mark.parametrize("spoilt", ["begin left out", "slot", "settings", "headers", "token ids"])
+def test_a_log_that_does_not_follow_ends_that_search_alone(tmp_path, spoilt):
+    """It is found out while another tree ends; nobody waits for ever."""
+    log = tmp_path / "t1.jsonl"
+    logged(tmp_path, FakeSampler(), FakeJudge())
+    lines = (tmp_path / "t.jsonl").read_text().splitlines(keepends=True)[:-1]
+    lines = [line.replace('"t"', '"t1"') for line in lines]
+    match spoilt:
+        case "begin left out":
+            lines.pop(next(n for n, line in enumerate(lines) if '"begin"' in line))
+        case "slot":
+            lines = [line.replace('"slot":1,', '"slot":99,') for line in lines]
+        case "settings":
+            lines[0] = re.sub(r'"max_depth":\d+', '"max_depth":-1', lines[0])
+        case "headers":
+            lines[0] = re.sub(r'"headers":\[\[.*?\]\]\]', '"headers":[]', lines[0])
+        case "token ids":
+            lines = [re.sub(r'"token_ids":\[\d+', '"token_ids":[99999999999', line) for line in lines]
+    log.write_text("".join(lines))
+    with pytest.raises(EventLogError):
+        SearchTree.replay(decode(log.read_bytes()))
+
+    async def work():
+        made = scheduler(FakeSampler(delay=0.001), FakeJudge(), outstanding=1, max_trees=1)
+        names = ["t0", "t1", "t2"]
+        jobs = [job(name, log=tmp_path / f"{name}.jsonl") for name in names]
+        return await asyncio.gather(*[made.search(j) for j in jobs], return_exceptions=True)
+
+    first, broken, last = asyncio.run(asyncio.wait_for(work(), 20))
+    assert isinstance(broken, EventLogError) and "t1.jsonl" in str(broken)
+    assert first.tree.idle and last.tree.idle
+
+
+def test_a_tree_that_infrastructure_errors_ended_is_gone_on_with(tmp_path):
+    class Broken(FakeSampler):
+        async def draw(self, *arguments):
+            raise EngineError("down")
+
+    first, _ = logged(tmp_path, Broken(), FakeJudge())
+    assert first.reason == BROKEN_OFF and not first.tree.report(first.reason, 1.0).finished
+    again, events = logged(tmp_path, FakeSampler(), FakeJudge())
+    assert again.reason != BROKEN_OFF and again.tree.root.visits > 0
+    assert [e.reason for e in events if isinstance(e, Ended)] == [BROKEN_OFF, again.reason]
+    assert SearchTree.replay(events).paths() == again.tree.paths()
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_tokens_of_samples_that_nobody_could_judge_count(share):
+    class Unsure(FakeJudge):
+        async def __call__(self, submission):
+            if random.Random(submission.source).random() < share:
+                raise ConnectionError("gone")
+            return await super().__call__(submission)
+
+    sampler = FakeSampler()
+    found = grow(sampler, Unsure(), token_budget=150)
+    assert found.tree.infra_errors > 0
+    assert found.tree.tokens <= 150 + 30
+
+
+def test_a_log_probability_that_is_no_number_loses_the_sample(tmp_path):
+    class Odd(FakeSampler):
+        async def draw(self, *arguments):
+            sample = await super().draw(*arguments)
+            return dataclasses.replace(sample, logprobs=(-math.inf, *sample.logprobs[1:]))
+
+    found, events = logged(tmp_path, Odd(), FakeJudge())
+    assert found.reason == BROKEN_OFF and found.tree.root.visits == 0
+    assert SearchTree.replay(events).infra_errors == found.tree.infra_errors
 
 
 def test_a_log_that_cannot_be_written_ends_that_search_alone(tmp_path, monkeypatch):

@@ -307,6 +307,22 @@ def test_paths_labels_and_d_plus():
         assert len(label.token_ids) == label.ends[-1] + 1
 
 
+@pytest.mark.parametrize("order", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_a_step_without_its_end_is_not_the_step_that_has_it(order):
+    """The same words, cut off: one is a failure, the others can be gone on with, whichever comes first."""
+    texts = ["Loop over the items.", f"Loop over the items.\n{END}"]
+    tree = make(root_samples=3)
+    expansion = tree.ask()
+    tree.begin(expansion.id)
+    for slot, whole in enumerate(order):
+        drawn = Sample((1, 2), (-1.0, -1.0), texts[whole], "stop" if whole else "length", ((0, 0, 2),))
+        tree.tell(expansion.id, slot, Outcome(drawn))
+    cut, fine = sorted(tree.nodes[1:], key=lambda n: n.multiplicity)
+    assert (cut.value, cut.multiplicity, bool(cut.failure)) == (0.0, 1, True)
+    assert (fine.value, fine.multiplicity, fine.failure) == (None, 2, "")
+    assert tree.ask().node == fine.id
+
+
 @given(st.integers(0, 2**20), st.integers(0, 60), st.sampled_from(sorted(POLICIES)))
 @settings(max_examples=60, deadline=None)
 def test_no_path_outgrows_the_context(seed, more, policy):
