@@ -6,6 +6,13 @@ from actors.sampling import Judge
 from reasoning.nodes import Judgement
 from reasoning.records import Problem, Suite
 from sandbox import Limits, Submission, Verdict
+from sandbox.cache import submission_key
+
+
+def suite_identity(problem: Problem, suite: Suite, limits: Limits) -> str:
+    """What stands for the tests and limits that judge the programs of a search; the same for the same."""
+    cases = [test.case for test in suite.tests]
+    return submission_key(Submission(source="", entry_point=problem.entry_point, cases=cases, limits=limits)).hex()
 
 
 class ProgramJudge:
@@ -13,6 +20,10 @@ class ProgramJudge:
 
     def __init__(self, judge: Judge, limits: Limits) -> None:
         self._judge, self._limits = judge, limits
+
+    def identity(self, problem: Problem, suite: Suite) -> str:
+        """See `suite_identity`."""
+        return suite_identity(problem, suite, self._limits)
 
     async def judge(self, program: str, problem: Problem, suite: Suite) -> Judgement | None:
         """What the sandbox says of a program on a suite; None for a failure of the infrastructure."""

@@ -224,7 +224,7 @@ class SearchScheduler:
         else:
             file = EventFile(job.log)
             try:
-                tree, ended = _from_log(job, headers, file)
+                tree, ended = _from_log(job, headers, self._programs.identity(job.problem, job.suite), file)
             except BaseException:
                 file.close()
                 raise
@@ -446,17 +446,17 @@ def _is_number(value: float | None) -> bool:
 
 
 def _from_log(
-    job: SearchJob, headers: Mapping[tuple[int, Action], tuple[int, ...]], file: EventFile
+    job: SearchJob, headers: Mapping[tuple[int, Action], tuple[int, ...]], judged_by: str, file: EventFile
 ) -> tuple[SearchTree, Ended | None]:
     """The tree of a log, without the expansions that nobody runs any more, and its end if it has come to one; a new
     tree where there is no log. Raises EventLogError."""
     events = decode(file.before)
     if not events:
-        made = SearchTree(job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed, file.append)
-        return made, None
+        opened = (job.tree_id, job.problem.id, job.prompt_ids, headers, job.settings, job.seed)
+        return SearchTree(*opened, file.append, judged_by), None
     require_same(
         opening(events), tree_id=job.tree_id, problem_id=job.problem.id, prompt_ids=job.prompt_ids, seed=job.seed,
-        settings=job.settings.model_dump(),
+        settings=job.settings.model_dump(), judged_by=judged_by,
     )  # fmt: skip
     tree, last = SearchTree.replay(events, file.append), events[-1]
     if isinstance(last, Ended) and last.reason != BROKEN_OFF:

@@ -169,6 +169,9 @@ def _run(search: Search, model: Path) -> int:
         if search.left:
             _search_with(search, model, workers)
         _write(search)
+        if search.left:
+            lost = f"{len(search.left)} of {len(search.trees)} trees were ended by infrastructure errors"
+            raise MachineError(f"{lost}; `./o1coder search --resume {search.run_dir.path}` goes on with them")
 
     def finish(stopped: str, code: int) -> int:
         return _finish(search, stopped, code)

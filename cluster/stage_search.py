@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from actors.programs import suite_identity
 from actors.rollout import TreeResult
 from actors.sandbox_pool import RayPool
 from cluster import trees
@@ -53,8 +54,14 @@ def _search(
     started = time.monotonic()
     by_id = {p.id: p for p in problems}
     planned = trees.plan(problems, run.config.seed * 1_000_003 + round_, run.dir, shard)
-    for log_file in trees.set_aside(planned, settings):
-        log.info("the log of a search with other settings is kept as %s", log_file)
+    prompts, limits = run.prompts(run.shots), run.config.sandbox.limits()
+
+    def opened_with(tree: trees.PlannedTree) -> dict[str, Any]:
+        judged_by = suite_identity(tree.problem, suites[tree.problem.id], limits)
+        return {"prompt_ids": tuple(prompts.ids(tree.problem)), "judged_by": judged_by}
+
+    for log_file in trees.set_aside(planned, settings, opened_with):
+        log.info("the log of a search with other settings, prompt or tests is kept as %s", log_file)
     earlier = trees.read_reports(planned, settings)  # the stage was interrupted, and goes on
 
     def fields() -> dict[str, float | int | str]:

@@ -54,10 +54,10 @@ class PlannedTree:
 
 
 def plan(problems: Sequence[Problem], seed: int, run_dir: RunDir, shard: str = SHARD) -> list[PlannedTree]:
-    """One tree per problem, in the order of their ids. A tree's own seed depends on `seed` and the id alone."""
+    """One tree per problem, in the order of their ids. A tree's own seed depends on `seed`, shard and id alone."""
     names, folder = file_names([p.id for p in problems]), run_dir.trees / shard
     return [
-        PlannedTree(p, shard, name, random.Random(f"{seed}:{p.id}").randrange(2**31), folder / f"{name}.jsonl")
+        PlannedTree(p, shard, name, random.Random(f"{seed}:{shard}:{p.id}").randrange(2**31), folder / f"{name}.jsonl")
         for p in sorted(problems, key=lambda p: p.id)
         for name in (names[p.id],)
     ]
@@ -66,8 +66,8 @@ def plan(problems: Sequence[Problem], seed: int, run_dir: RunDir, shard: str = S
 def file_names(ids: Iterable[str]) -> dict[str, str]:
     """A file name, without suffix, for each id: the id with "/" and odd characters as "-".
 
-    Where that is too long, hidden or the same for several ids (also but for upper and lower case), a hash of the id is
-    added.
+    Where that is too long, hidden or the same for several ids (also but for upper and lower case), or looks like such a
+    name, it becomes `tree-NAME-HASH`.
     """
     plain = {i: _ODD.sub("-", i)[:_LONGEST_NAME] for i in ids}
     taken: dict[str, int] = {}
@@ -75,7 +75,7 @@ def file_names(ids: Iterable[str]) -> dict[str, str]:
         taken[name.lower()] = taken.get(name.lower(), 0) + 1
     return {
         i: f"tree-{name}-{hashlib.sha256(i.encode()).hexdigest()[:8]}"
-        if taken[name.lower()] > 1 or name.startswith(".") or len(i) > _LONGEST_NAME
+        if taken[name.lower()] > 1 or name.startswith((".", "tree-")) or len(i) > _LONGEST_NAME
         else name
         for i, name in plain.items()
     }
@@ -121,16 +121,21 @@ def read_reports(trees: Iterable[PlannedTree], settings: SearchSettings) -> dict
     return reports
 
 
-def set_aside(trees: Iterable[PlannedTree], settings: SearchSettings) -> list[Path]:
+def set_aside(
+    trees: Iterable[PlannedTree],
+    settings: SearchSettings,
+    opened_with: Callable[[PlannedTree], Mapping[str, Any]] = lambda _: {},
+) -> list[Path]:
     """Move logs that a search with these settings cannot go on with out of its way; returns where they are now.
 
-    Raises OSError where the disk refuses.
+    `opened_with`: what else the opening of a tree's log has to say (prompt, tests). Raises OSError where the disk
+    refuses.
     """
     moved = []
     for planned in trees:
         try:
             if events := _events(planned):
-                _require_same(planned, settings, events)
+                _require_same(planned, settings, events, **opened_with(planned))
                 SearchTree.replay(events)
         except EventLogError:
             number = 1
@@ -149,10 +154,10 @@ def _replayed(events: Sequence[Event]) -> tuple[SearchTree, TreeReport]:
     return tree, tree.report(last.reason, last.seconds) if isinstance(last, Ended) else tree.report()
 
 
-def _require_same(planned: PlannedTree, settings: SearchSettings, events: Sequence[Event]) -> None:
+def _require_same(planned: PlannedTree, settings: SearchSettings, events: Sequence[Event], **more: Any) -> None:
     require_same(
         opening(events), tree_id=planned.tree_id, problem_id=planned.problem.id, seed=planned.seed,
-        settings=settings.model_dump(),
+        settings=settings.model_dump(), **more,
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from reasoning.records import Action
 
 
 class Opened(msgspec.Struct, frozen=True, tag_field="event", tag="open"):
-    """The first event. `headers`: (step number, action, token ids) of every header that the search can need."""
+    """The first event. `headers`: (step number, action, token ids) of every header that the search can need.
+    `judged_by`: stands for the tests and limits that judge its programs."""
 
     tree_id: str
     problem_id: str
@@ -27,6 +28,7 @@ class Opened(msgspec.Struct, frozen=True, tag_field="event", tag="open"):
     headers: tuple[tuple[int, int, tuple[int, ...]], ...]
     settings: dict[str, Any]
     seed: int
+    judged_by: str = ""
 
 
 class Asked(msgspec.Struct, frozen=True, tag_field="event", tag="ask"):

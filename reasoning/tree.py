@@ -49,7 +49,8 @@ class _Pending:
 class SearchTree:
     """One problem's tree. Not thread-safe: one owner asks and tells.
 
-    `log`: gets every event, the opening first; None keeps none. `seed`: of the policies that draw.
+    `log`: gets every event, the opening first; None keeps none. `seed`: of the policies that draw. `judged_by`: stands
+    for the tests and limits that judge its programs.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class SearchTree:
         settings: SearchSettings,
         seed: int = 0,
         log: Callable[[Event], None] | None = None,
+        judged_by: str = "",
     ) -> None:
         self.id, self.problem_id, self.settings, self.seed = tree_id, problem_id, settings, seed
         self.prompt_ids = tuple(prompt_ids)
@@ -81,7 +83,7 @@ class SearchTree:
         self._log = log
         if log is not None:
             table = tuple((number, int(action), ids) for (number, action), ids in headers.items())
-            log(Opened(tree_id, problem_id, self.prompt_ids, table, settings.model_dump(), seed))
+            log(Opened(tree_id, problem_id, self.prompt_ids, table, settings.model_dump(), seed, judged_by))
 
     # --- state ---
 

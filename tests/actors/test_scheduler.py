@@ -20,7 +20,7 @@ from search_fakes import CASES, CODEC, FakeJudge, FakeSampler, config, grow, job
 from actors.sampling import EngineDeadError, EngineError
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, EventLogError, Told, decode
 from reasoning.nodes import BROKEN_OFF
-from reasoning.records import Action
+from reasoning.records import Action, Suite
 from reasoning.steps import STOPS
 from reasoning.tree import SearchTree
 
@@ -326,6 +326,9 @@ def test_a_finished_log_is_not_searched_again_and_one_of_another_search_is_refus
     assert (again.reason, again.tree.paths()) == (first.reason, first.tree.paths())
     with pytest.raises(EventLogError, match="its settings differs"):
         logged(tmp_path, sampler, FakeJudge(), token_budget=500)
+    fewer = dataclasses.replace(job(log=tmp_path / "t.jsonl"), suite=Suite(problem_id="p", tests=CASES[:1]))
+    with pytest.raises(EventLogError, match="its judged_by differs"):
+        asyncio.run(scheduler(sampler, FakeJudge()).search(fewer))
     (tmp_path / "t.jsonl").write_text("{}\n")
     with pytest.raises(EventLogError, match="line 1"):
         logged(tmp_path, sampler, FakeJudge())

@@ -90,7 +90,7 @@ def test_trees_of_an_engine_take_turns():
     # Expansions last unequally long, and a tree with few open states has to wait for its own; the sixth tree begins
     # when the others leave room.
     assert max(max(c) for c in counts if len(c) == 5) > 50
-    assert all(max(c) - min(c) <= 12 for c in counts if len(c) == 5)
+    assert all(max(c) - min(c) <= 20 for c in counts if len(c) == 5)
 
 
 def test_every_expansion_ends_in_exactly_one_way(tmp_path):

@@ -93,6 +93,11 @@ def test_file_names_are_distinct_and_harmless(ids):
         assert 0 < len(name) <= 120 and "/" not in name and not name.startswith(".") and name.isascii()
 
 
+def test_a_name_made_from_a_hash_is_not_the_name_of_another_id():
+    made = trees.file_names(["a/b", "a-b"])["a-b"]
+    assert len(set(trees.file_names(["a/b", "a-b", made]).values())) == 3
+
+
 def test_plain_ids_keep_their_names():
     names = trees.file_names(["mbpp/601", "a/b", "a-b", "bundled/is_even"])
     assert (names["mbpp/601"], names["bundled/is_even"]) == ("mbpp-601", "bundled-is_even")
@@ -153,6 +158,9 @@ def test_a_log_of_another_search_is_kept_where_it_is_in_nobodys_way(planned):
     assert moved[0].read_bytes() == first
     assert trees.read_reports(planned, other) == {}
     grow(planned, other)
+    assert trees.set_aside(planned, other, lambda t: {"prompt_ids": (1, 2)}) == []
+    assert len(trees.set_aside(planned[:1], other, lambda t: {"prompt_ids": (1, 3)})) == 1
+    grow(planned[:1], other)
     planned[1].log.write_bytes(b"no log\n")
     assert [path.name for path in trees.set_aside(planned, other)] == ["b-2.2.old"]
     assert trees.read_reports(planned, other).keys() == {"a/1"}

@@ -152,6 +152,35 @@ def test_a_path_of_best_of_n_that_meets_another_goes_on_by_itself():
     assert tree.root.sampled == 2
 
 
+@pytest.mark.parametrize("how", ["lost", "pruned", "never begun"])
+def test_a_path_whose_next_step_was_lost_tries_again(how):
+    tree = made("best-of-n", max_depth=4)
+    world = World(tree)
+    world.step()
+    state = tree.root.children[0]
+    again = tree.ask()
+    assert again.node == state
+    if how != "never begun":
+        tree.begin(again.id, PRIORS)
+    tree.abandon(again.id, "gone", pruned=how == "pruned")
+    assert tree.ask().node == state
+    assert tree.ask().node == 0  # and once only
+
+
+def test_beam_tries_a_lost_state_again_before_it_goes_on():
+    tree = made("beam", root_samples=3, samples=2, beam_width=2)
+    world = World(tree)
+    world.step()
+    kept = [tree.ask(), tree.ask()]
+    world.answer(kept[0])
+    tree.abandon(kept[1].id, "gone")
+    again = tree.ask()
+    assert again.node == kept[1].node
+    world.answer(again)
+    below = {tree.ask().node, tree.ask().node}
+    assert all(tree.nodes[n].depth == 2 for n in below)
+
+
 def test_beam_keeps_the_best_states_of_a_depth_and_begins_anew():
     tree = made("beam", beam_width=2, root_samples=5, samples=3, max_depth=4)
     # Before code was seen below them, the likelier states are the better ones.
