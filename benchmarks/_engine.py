@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(max_num_seqs: int, seed: int = 0) -> AsyncIterator[Bench]:
-    """Start everything, and end it."""
+async def bench(max_num_seqs: int, on_step: Callable[[int], None] | None = None) -> AsyncIterator[Bench]:
+    """Start everything, and end it. `on_step`: see `Engine`."""
     from actors.engine import Engine, EngineSettings
     from actors.tokens import Tokens
     from cluster.models import resolve
 
     model = resolve(MODEL)
-    engine = Engine(model, EngineSettings(max_num_seqs=max_num_seqs, seed=seed))
+    engine = Engine(model, EngineSettings(max_num_seqs=max_num_seqs), on_step)
     await engine.start()
     try:
         async with LocalPool(os.cpu_count() or 1) as pool:

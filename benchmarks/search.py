@@ -6,11 +6,11 @@
     sequential   the published pattern: one tree, three samples, one expansion after the other
 
 `eta_search`: sampled tokens/s of search over flat, from the first request to the last, the ends of the last trees
-included. `occupancy`: mean share of the engine's places that were taken. `cache_efficiency`: prompt tokens taken from
-the prefix cache over those in whole blocks of requests that had begun earlier. `useful_tokens`: tokens of samples
-that became part of a tree over all that were sampled. `host_gap`: share of the engine's places left empty while
-problems were still waiting. `vs_sequential`: sampled tokens/s of search over sequential. The simulated engine needs
-4 ms + 24 us per sequence for a step.
+included. `occupancy`: mean share of the engine's places that were taken, by vLLM's own count of running sequences.
+`cache_efficiency`: prompt tokens taken from the prefix cache over those in whole blocks of requests that had begun
+earlier. `useful_tokens`: tokens of samples that became part of a tree over all that were sampled. `host_gap`: share of
+the engine's places left empty while problems were still waiting. `vs_sequential`: sampled tokens/s of search over
+sequential. The simulated engine needs 4 ms + 24 us per sequence for a step.
 """
 
 from __future__ import annotations
@@ -98,15 +98,23 @@ class Recorder:
         return self.requests[-1]
 
 
-def occupancy(requests: Sequence[Request], places: int, begin: float, end: float) -> float:
-    """Mean share of `places` taken between two times."""
-    changes = sorted([(r.began, 1) for r in requests] + [(r.ended, -1) for r in requests])
-    running, at, area = 0, begin, 0.0
-    for when, change in changes:
-        when = min(max(when, begin), end)
-        area += min(running, places) * (when - at)
-        running, at = running + change, when
-    return area / places / (end - begin)
+@dataclass
+class Steps:
+    """How many sequences the engine ran in each of its steps, as vLLM's own scheduler says."""
+
+    seen: list[tuple[float, int]] = field(default_factory=list)
+
+    def __call__(self, running: int) -> None:
+        self.seen.append((asyncio.get_running_loop().time(), running))
+
+    def occupancy(self, places: int, begin: float, end: float) -> float:
+        """Mean share of `places` that was taken between two times."""
+        area, at = 0.0, begin
+        for when, running in self.seen:
+            if begin < when <= end:
+                area += min(running, places) * (when - at)
+                at = when
+        return area / places / (end - begin)
 
 
 def reusable_tokens(requests: Sequence[Request], block_tokens: int) -> int:
@@ -139,8 +147,8 @@ async def grown(scheduler: SearchScheduler, jobs: Sequence[SearchJob]) -> tuple[
 class Real:
     """One engine, its prompts and a sandbox."""
 
-    def __init__(self, real: Bench) -> None:
-        self.real, self.engine = real, real.engine
+    def __init__(self, real: Bench, steps: Steps) -> None:
+        self.real, self.engine, self.steps = real, real.engine, steps
         self.problems = [p for p in bundled() if p.split == "train"]
         self._salts = itertools.count(1)
 
@@ -155,6 +163,7 @@ class Real:
     async def search(self, jobs: list[SearchJob], trees: int) -> dict[str, Any]:
         """Search; everything that is to be known of it."""
         self.fresh_cache()
+        self.steps.seen.clear()
         recorder = Recorder(self.engine)
         programs = ProgramJudge(self.real.pool.judge, LIMITS)
         scheduler = SearchScheduler(
@@ -168,8 +177,8 @@ class Real:
             "requests": requests,
             "seconds": seconds,
             "tokens_per_s": drawn / seconds,
-            "occupancy": occupancy(requests, MAX_NUM_SEQS, begin, end),
-            "host_gap": 1 - occupancy(requests, MAX_NUM_SEQS, begin, emptied),
+            "occupancy": self.steps.occupancy(MAX_NUM_SEQS, begin, end),
+            "host_gap": 1 - self.steps.occupancy(MAX_NUM_SEQS, begin, emptied),
             "cache_efficiency": (self.engine.cached_tokens - cached)
             / max(1, reusable_tokens(requests, CPU_BLOCK_TOKENS)),
             "useful_tokens": sum(t.tokens for t in found) / max(1, self.engine.sampled_tokens - sampled),
@@ -198,8 +207,9 @@ async def on_engine(quick: bool) -> dict[str, list[float]]:
     problems, budget, alone = (16, 64, 1) if quick else (48, 200, 2)
     settings = SearchSettings(token_budget=budget, enough_passing=999)
     figures: dict[str, list[float]] = {}
-    async with bench(MAX_NUM_SEQS) as started:
-        real = Real(started)
+    steps = Steps()
+    async with bench(MAX_NUM_SEQS, steps) as started:
+        real = Real(started, steps)
         # The engine makes a kernel for every new shape of a batch: that is no part of anybody's speed.
         await real.search(real.jobs(4 if quick else problems, settings, "warm-up"), TREES)
         for n in range(QUICK_ROUNDS if quick else ROUNDS):

@@ -12,18 +12,19 @@ from reasoning.records import Sample
 from sandbox import Verdict
 
 
-def told(tokens, verdict=None, text="x"):
+def told(expansion, tokens, verdict=None, text="x"):
     judgement = Judgement(verdict, True, 0, 1) if verdict else None
-    return Told(0, 0, Outcome(Sample((1,) * tokens, (-1.0,) * tokens, text, "stop"), judgement))
+    return Told(expansion, 0, Outcome(Sample((1,) * tokens, (-1.0,) * tokens, text, "stop"), judgement))
 
 
-def test_a_tree_is_solved_when_its_first_passing_program_is_known():
+def test_a_problem_is_solved_at_the_price_of_all_that_had_begun():
     wrong, right = Verdict.WRONG_ANSWER, Verdict.ACCEPTED
     events = [
-        Asked(0, 0, 4), told(10), told(20, wrong), Told(0, 2, Outcome(infra_error="lost")), told(5, right, "y"),
-        told(7, right, "y"), Ended("token budget", 1.0),
+        Asked(0, 0, 2), told(0, 10), told(0, 20, wrong), Asked(1, 0, 3), Asked(2, 0, 1),
+        Told(1, 2, Outcome(infra_error="lost")), told(1, 5, right, "y"), Asked(3, 0, 1), told(1, 7, right, "y"),
+        told(2, 100), told(3, 1000), Ended("token budget", 1.0),
     ]  # fmt: skip
-    assert grown("p", events) == Grown("p", solved_at=35, tokens=42, programs=3, distinct=2)
+    assert grown("p", events) == Grown("p", solved_at=142, tokens=1142, programs=3, distinct=2)
     assert grown("p", events[:3]).solved_at is None
 
 
