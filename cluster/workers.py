@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 900.0
 SANDBOX_START_S = 120
 SHUTDOWN_S = 30.0
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def prepare_environment() -> None:
@@ -58,6 +60,13 @@ def start_ray(run_id: str) -> str:
         return _start_ray(run_id)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of whatever is below this process when its own parent is gone: workers of a Ray that was killed
+    are found and ended then, too."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        log.warning("orphans cannot be adopted: %s", os.strerror(ctypes.get_errno()))
+
+
 def _start_ray(run_id: str) -> str:
     address = os.environ.get("RAY_ADDRESS")
     import ray
@@ -70,6 +79,7 @@ def _start_ray(run_id: str) -> str:
             raise InputError("RAY_ADDRESS", address, legal, f"{type(error).__name__}: {error}") from error
         return f"Ray: joined {address}"
     temporary = _short_temporary_directory(run_id)
+    adopt_orphans()
     ray.init(
         address="local",
         include_dashboard=False,

@@ -55,6 +55,28 @@ def test_actors_run_our_code_and_not_that_of_the_working_directory(tmp_path):
     ]
 
 
+ORPHAN = """
+import subprocess, sys, time
+import psutil
+from cluster.workers import adopt_orphans, end_processes
+
+adopt_orphans()
+inner = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=-3).pid)"
+orphan = int(subprocess.run([sys.executable, "-c", inner], capture_output=True, check=True).stdout)
+found = {p for p in psutil.Process().children(recursive=True) if p.pid == orphan}
+end_processes(found)
+print(len(found), psutil.pid_exists(orphan))
+"""
+
+
+def test_processes_whose_parent_is_gone_are_found_and_ended():
+    """Such as Ray's workers, where a signal to the whole group ended Ray itself."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ORPHAN], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.split() == ["1", "False"], ended.stderr
+
+
 @pytest.mark.slow
 def test_more_sandbox_slots_than_the_cluster_has_cpus_are_refused(local_ray, tmp_path):
     config = load("tiny", ["sandbox.workers=2", "sandbox.slots=2"])
