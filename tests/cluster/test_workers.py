@@ -61,7 +61,8 @@ import psutil
 from cluster.workers import adopt_orphans, end_processes
 
 adopt_orphans()
-inner = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=-3, stderr=-3).pid)"
+start = "subprocess.Popen(['sleep', '60'], start_new_session=True, stdout=-3, stderr=-3)"
+inner = f"import subprocess; print({start}.pid)"
 orphan = int(subprocess.run([sys.executable, "-c", inner], capture_output=True, check=True).stdout)
 found = {p for p in psutil.Process().children(recursive=True) if p.pid == orphan}
 end_processes(found)
