@@ -35,6 +35,8 @@ STDOUT_HEAD_BYTES: Final = 2048
 RETURNED_MAX_BYTES: Final = 65536
 # A run that dies this close to its memory limit died of it.
 MEMORY_DEATH_SHARE: Final = 0.95
+STARVED: Final = 0.5
+"""Share of the clock that a compiler stopped for its time must have worked for the program to be blamed."""
 CPU_SLACK_S: Final = 0.05
 
 
@@ -133,6 +135,10 @@ def infrastructure_failure(raw: RawRun) -> str | None:
         return f"boot failed: {stages[1:].decode('utf-8', 'replace')}"
     if not raw.reply.forked or not stages.startswith(wire.STAGE_BOOT):
         return "the run died before its boot was complete"
+    compiling = not stages.startswith((wire.STAGE_BOOT + wire.STAGE_RUN, wire.STAGE_BOOT + wire.STAGE_TEST_FAILED))
+    if compiling and raw.reply.killed_by == wire.KILLED_WALL and raw.reply.cpu_s < STARVED * raw.reply.wall_s:
+        # Compiling waits for nothing: others had the processor.
+        return f"the compiler got {raw.reply.cpu_s:.3f} s of CPU time in {raw.reply.wall_s:.3f} s"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,7 +69,10 @@ def history(run: RunDir) -> list[dict[str, Any]]:
 
 def service_processes(seconds: float = 15.0) -> list[str]:
     """W&B's processes that are still there after this long; told to end, they take their time where much runs."""
-    mine = [p for p in psutil.Process().children(recursive=True) if "wandb" in " ".join(p.cmdline())]
+    mine = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            mine += [process] if "wandb" in " ".join(process.cmdline()) else []
     _, alive = psutil.wait_procs(mine, timeout=seconds)
     return [p.name() for p in alive]
 

@@ -138,7 +138,7 @@ def test_no_memory_for_files(where: str, monkeypatch: pytest.MonkeyPatch) -> Non
             assert output.verdict is Verdict.SANDBOX_ERROR and "No space left" in str(output.detail)
         full = False
         assert bench.call(bench.pool.judge(submission)).verdict is Verdict.ACCEPTED
-        assert open_fds(os.getpid()) == before
+        assert open_fds(os.getpid()) <= before
     finally:
         bench.close()
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -210,6 +211,18 @@ def random_run(rng: random.Random) -> RawRun:
     stderr = rng.choice((b"", b"MemoryError\n", b"x\nValueError: \xff\x1b[2J\n", rng.randbytes(20)))
     stdout = rng.choice((b"", b"ok\n", rng.randbytes(8)))
     return RawRun(random_reply(rng), stdout, stderr, rng.choice((len(stderr), 10**6)), random_result(rng))
+
+
+@pytest.mark.parametrize("cpu_s, verdict", [(0.01, None), (0.05, Verdict.COMPILE_ERROR)])
+def test_a_compiler_that_got_no_processor_says_nothing_about_the_program(cpu_s: float, verdict: Verdict | None) -> None:
+    """On a machine with too much to do; one that used its time is the program's fault."""
+    reply = wire.Reply(1, signal.SIGKILL, wire.KILLED_WALL, cpu_s, 0.06, 0.0, 9000, 1, 9000, wire.STAGE_BOOT)
+    raw = RawRun(reply, b"", b"", 0, b"")
+    failure = infrastructure_failure(raw)
+    assert (failure is None) == (verdict is not None)
+    if verdict is not None:
+        spec = RunSpec(wire.MODE_STDIO, -1, b"", 1.0, 0.06, 2**28, 10**5, 1, None)
+        assert outcome(raw, spec).verdict is verdict
 
 
 @MANY
