@@ -18,7 +18,7 @@ from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import mutants
 from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality
 from reasoning.suites import assemble, candidates, choose, judge_quality, split_given
-from reasoning.test_cases import ParsedCase, make_test
+from reasoning.test_cases import ParsedCase, input_text, make_test, output_text, renderable, training_tests
 from sandbox import (
     CallCase,
     CheckerProgram,
@@ -79,6 +79,14 @@ class Executed:
     cpu_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a generator learns one problem from. `wrong`: of each faulty program, its wrong outputs by input text."""
+
+    tests: list[ProblemTest]
+    wrong: list[dict[str, str]]
+
+
 class SuiteBuilder:
     """Makes suites; many calls run at once on one event loop."""
 
@@ -89,8 +97,8 @@ class SuiteBuilder:
         """The suite of a problem, from its given tests, tests that were generated (see `execute`), and inputs made from
         both; with its quality, and refused where that is below the bar."""
         usable, _ = split_given(problem)
-        own = self._proposed(problem, [*usable, *generated])
         s = self.settings
+        own = self._proposed(problem, [*usable, *generated], s.inputs + s.screening, s.seed)
         cut = len(own) * s.inputs // max(1, s.inputs + s.screening)
         executed, screening = [await self.execute(problem, part) for part in (own[:cut], own[cut:])]
         tests = candidates(problem, [*generated, *executed.tests])
@@ -147,34 +155,73 @@ class SuiteBuilder:
                 longest = max(longest, cpu_s)
         return Executed(tests, known, right, longest)
 
-    def _proposed(self, problem: Problem, tests: Sequence[ProblemTest]) -> list[ParsedCase]:
-        count, seed = self.settings.inputs + self.settings.screening, self.settings.seed
+    async def material(self, problem: Problem) -> Material:
+        """What a generator learns from: tests by the references, on other inputs than those of the suites, and what
+        faulty programs answer instead."""
+        usable, _ = split_given(problem)
+        s = self.settings
+        executed = await self.execute(problem, self._proposed(problem, usable, s.inputs, s.seed + 1))
+        tests = training_tests(problem, executed.tests)
+        planted = mutants(problem.references[0], s.mutants, s.seed + 1)
+        found = await asyncio.gather(*[self._wrong_outputs(problem, m.source, tests, executed.cpu_s) for m in planted])
+        return Material(tests, [wrong for wrong in found if wrong])
+
+    async def _wrong_outputs(
+        self, problem: Problem, program: str, tests: Sequence[ProblemTest], cpu_s: float
+    ) -> dict[str, str]:
+        """By the text of the input, what a program answers that is wrong and can be written down."""
+        cases = [_case_of(test) for test in tests]
+        found = {}
+        for test, result in zip(tests, await self._outputs(problem, program, cases, cpu_s), strict=True):
+            value = result.stdout if problem.entry_point is None else result.value
+            if result.ok and not accepts(test, value):
+                wrong = make_test(problem, _case_of(test), value, Origin.GENERATED)
+                if renderable(wrong):
+                    found[input_text(test)] = output_text(wrong)
+        return found
+
+    def _proposed(self, problem: Problem, tests: Sequence[ProblemTest], count: int, seed: int) -> list[ParsedCase]:
         if problem.entry_point is None:
             texts = [t.case.stdin for t in tests if isinstance(t.case, StdioCase)]
             return [ParsedCase(None, text, None, output_ok=False) for text in new_texts(texts, count, seed)]
         known = [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]
         return [ParsedCase(args, "", None, output_ok=False) for args in new_arguments(known, count, seed)]
 
-    async def _outputs(self, problem: Problem, reference: str, cases: Sequence[ParsedCase]) -> list[RunOutput]:
+    async def _outputs(
+        self, problem: Problem, program: str, cases: Sequence[ParsedCase], cpu_s: float | None = None
+    ) -> list[RunOutput]:
+        """What a program answers; `cpu_s`: of its reference, for one that may never end."""
+        limits = self.limits if cpu_s is None else self._limits_of_a_mutant(cpu_s)
         if problem.entry_point is None:
-            return await self.pool.run_stdin(reference, [case.stdin for case in cases], self.limits)
+            return await self.pool.run_stdin(program, [case.stdin for case in cases], limits)
         inputs = [(list(case.args or ()), {}) for case in cases]
-        return await self.pool.run_calls(reference, problem.entry_point, inputs, self.limits)
+        return await self.pool.run_calls(program, problem.entry_point, inputs, limits)
+
+    def _limits_of_a_mutant(self, cpu_s: float) -> Limits:
+        seconds = min(self.limits.cpu_s, max(LEAST_CPU_S, MUTANT_CPU * cpu_s))
+        return self.limits.model_copy(update={"cpu_s": seconds})
 
     async def _row(self, problem: Problem, source: str, tests: Sequence[ProblemTest], cpu_s: float) -> Row:
         """What a program does on the tests; None where that is not known."""
-        seconds = min(self.limits.cpu_s, max(LEAST_CPU_S, MUTANT_CPU * cpu_s))
         result = await self.pool.judge(
             Submission(
                 source=source,
                 entry_point=problem.entry_point,
                 cases=[test.case for test in tests],
-                limits=self.limits.model_copy(update={"cpu_s": seconds}),
+                limits=self._limits_of_a_mutant(cpu_s),
                 stop="first_timeout",
             )
         )
         unknown = (Verdict.SANDBOX_ERROR, Verdict.NOT_RUN)
         return [None if r.verdict in unknown else r.verdict is Verdict.ACCEPTED for r in result.cases]
+
+
+def _case_of(test: ProblemTest) -> ParsedCase:
+    case = test.case
+    if isinstance(case, StdioCase):
+        return ParsedCase(None, case.stdin, None, output_ok=False)
+    assert isinstance(case, CallCase)
+    return ParsedCase(tuple(case.args), "", None, output_ok=False)
 
 
 def _legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:

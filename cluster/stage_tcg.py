@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.sampling import Draw
 from actors.sandbox_pool import RayPool
-from actors.suite_builder import BuildSettings, SuiteBuilder
+from actors.suite_builder import BuildSettings, Material, SuiteBuilder
 from cluster import flow
 from cluster.context import RunContext
 from cluster.stage_learn import spec
@@ -55,9 +55,10 @@ def tcg(run: RunContext, round_: int) -> dict[str, Any]:
     result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None, "measured_problems": len(unseen)}
     base_scores = run.sync.current_scores() if run.sync is not None else []
     generated: dict[str, Generated] = {}
-    if _train_sft(run, round_, taught, rng):
+    material = asyncio.run(_material(run, taught))
+    if _train_sft(run, round_, taught, material, rng):
         run.publish_learner(round_)
-        pairs = _dpo_pairs(run, taught, rng)
+        pairs = _dpo_pairs(run, taught, material, rng)
         if pairs:
             if unseen:
                 result["accuracy_sft"] = _accuracy(_generate(run, unseen, f"round-{round_}-sft", seed=1), unseen)
@@ -136,12 +137,21 @@ def _example(run: RunContext, problem: Problem, prompt: Sequence[int], completio
     return Example((*prompt, *ids), (*[0] * len(prompt), *[1] * len(ids)), problem.id)
 
 
-def _train_sft(run: RunContext, round_: int, problems: Sequence[Problem], rng: random.Random) -> bool:
+async def _material(run: RunContext, problems: Sequence[Problem]) -> dict[str, Material]:
+    builder = _builder(run)
+    found = await asyncio.gather(*[builder.material(problem) for problem in problems])
+    return {problem.id: one for problem, one in zip(problems, found, strict=True)}
+
+
+def _train_sft(
+    run: RunContext, round_: int, problems: Sequence[Problem], material: dict[str, Material], rng: random.Random
+) -> bool:
     c = run.config.tcg
     examples = []
     for problem in problems:
         prompt = _prompt(run, problem)
-        examples += [_example(run, problem, prompt, text) for text in sft_completions(problem, rng, c.sft_completions)]
+        texts = sft_completions(material[problem.id].tests, rng, c.sft_completions)
+        examples += [_example(run, problem, prompt, text) for text in texts]
     examples = [e for e in examples if len(e.token_ids) <= run.config.learner.max_tokens]
     if not examples:
         return False
@@ -151,13 +161,16 @@ def _train_sft(run: RunContext, round_: int, problems: Sequence[Problem], rng: r
     return True
 
 
-def _dpo_pairs(run: RunContext, problems: Sequence[Problem], rng: random.Random) -> list[PreferenceExample]:
+def _dpo_pairs(
+    run: RunContext, problems: Sequence[Problem], material: dict[str, Material], rng: random.Random
+) -> list[PreferenceExample]:
     c = run.config.tcg
     per_problem = -(-c.dpo_pairs // max(1, len(problems)))
     pairs: list[PreferenceExample] = []
     for problem in rng.sample(list(problems), len(problems)):
         prompt = _prompt(run, problem)
-        for pair in preference_pairs(problem, "", rng, per_problem):
+        own = material[problem.id]
+        for pair in preference_pairs(problem, own.tests, "", rng, per_problem, own.wrong):
             chosen, rejected = (_example(run, problem, prompt, text) for text in (pair.chosen, pair.rejected))
             if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
                 pairs.append(PreferenceExample(chosen, rejected))

@@ -16,12 +16,13 @@ import ast
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
+from reasoning.suites import input_key, split_given
 from sandbox import AssertCase, CallCase, ExactValue, ExpressionCase, StdioCase, encode_value
 
 SYSTEM_TCG = "You write test cases for programs."
@@ -151,9 +152,17 @@ def make_test(problem: Problem, case: ParsedCase, expected: Any, origin: Origin)
     return ProblemTest(case=test, origin=origin)
 
 
-def sft_completions(problem: Problem, rng: random.Random, count: int) -> list[str]:
-    """`count` completions, each of three distinct given tests of the problem."""
-    tests = [t for t in problem.tests if renderable(t)]
+def training_tests(problem: Problem, made: Sequence[ProblemTest]) -> list[ProblemTest]:
+    """What a generator may learn from: given tests that are not held out, and tests that were made for it by running
+    the references; none twice, and only those that can be written down."""
+    usable, holdout = split_given(problem)
+    kept_apart = {input_key(test) for test in holdout}
+    found = {input_key(test): test for test in [*made, *usable] if renderable(test)}
+    return [test for key, test in found.items() if key not in kept_apart]
+
+
+def sft_completions(tests: Sequence[ProblemTest], rng: random.Random, count: int) -> list[str]:
+    """`count` completions, each of three distinct tests; none where there are fewer."""
     if len(tests) < CASES_PER_PROMPT:
         return []
     picks = [rng.sample(tests, CASES_PER_PROMPT) for _ in range(count)]
@@ -211,21 +220,36 @@ def corrupt(output: str, rng: random.Random) -> str:
     return output + "1" if output[-1:].isalnum() else output + " 0"  # not 0: .50 is .5
 
 
-def preference_pairs(problem: Problem, prompt: str, rng: random.Random, count: int) -> list[TextPair]:
-    """`count` DPO pairs: true tests against the same inputs with deranged outputs (paper section 3.1)."""
-    tests = [t for t in problem.tests if renderable(t)]
+def preference_pairs(
+    problem: Problem,
+    tests: Sequence[ProblemTest],
+    prompt: str,
+    rng: random.Random,
+    count: int,
+    wrong: Sequence[Mapping[str, str]] = (),
+) -> list[TextPair]:
+    """`count` DPO pairs: true tests against the same inputs with wrong outputs (paper section 3.1).
+
+    `wrong`: of faulty programs, the outputs that are wrong, by the text of the input. Where there are any, every other
+    pair takes one of theirs, which is wrong as programs are; the others permute or corrupt the true outputs.
+    """
     if len(tests) < CASES_PER_PROMPT:
         return []
     pairs = []
-    for _ in range(count):
-        picked = rng.sample(tests, CASES_PER_PROMPT)
+    for number in range(count):
+        faulty = rng.choice(wrong) if wrong and number % 2 == 0 else {}
+        told = [test for test in tests if input_text(test) in faulty]
+        picked = [rng.choice(told)] if told else []
+        others = [test for test in tests if test not in picked]
+        picked = rng.sample([*picked, *rng.sample(others, CASES_PER_PROMPT - len(picked))], CASES_PER_PROMPT)
         inputs, outputs = [input_text(t) for t in picked], [output_text(t) for t in picked]
+        bad = [faulty.get(i, o) for i, o in zip(inputs, outputs, strict=True)] if told else derange(outputs, rng)
         pairs.append(
             TextPair(
                 problem_id=problem.id,
                 prompt=prompt,
                 chosen=render_cases(inputs, outputs),
-                rejected=render_cases(inputs, derange(outputs, rng)),
+                rejected=render_cases(inputs, bad),
             )
         )
     return pairs

@@ -127,6 +127,26 @@ def test_generated_tests_are_candidates_like_the_others():
     assert suite.quality.killed > suite.quality.killed_by_given
 
 
+def test_a_generator_learns_from_true_tests_and_the_errors_of_faulty_programs():
+    given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0), call(10, 0, 9, expected=9)))
+
+    async def work(builder):
+        return await builder.material(given), await builder.build(given)
+
+    material, suite = do(work)
+    space = {}
+    exec(CLAMP, space)
+    assert len(material.tests) > 10
+    true = {", ".join(map(repr, t.case.args)): repr(t.case.expected) for t in material.tests}
+    for test in material.tests:
+        assert space["f"](*test.case.args) == test.case.expected
+    assert len(material.wrong) > 3
+    for program in material.wrong:
+        assert all(true[given] != answer for given, answer in program.items())
+    held = {tuple(t.case.args) for t in suite.holdout}
+    assert held and not held & {tuple(t.case.args) for t in material.tests}
+
+
 def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
     tests = tuple(ProblemTest(case=ExpressionCase(expression=f"f({n})", expected=n), shown=n == 0) for n in range(3))
     suite = do(lambda builder: builder.build(problem("def f(x):\n    return x\n", tests=tests)))

@@ -22,6 +22,7 @@ from reasoning.test_cases import (
     renderable,
     sft_completions,
     tcg_messages,
+    training_tests,
 )
 from sandbox import CallCase, CloseValue, ExpressionCase, FloatComparator, StdioCase
 
@@ -247,11 +248,11 @@ def test_a_corrupted_literal_is_another_literal_of_its_kind(value):
 
 @pytest.mark.parametrize("problem", bundled(), ids=lambda p: p.id)
 def test_training_pairs_of_the_bundled_problems(problem):
-    for text in sft_completions(problem, random.Random(1), 3):
+    for text in sft_completions(training_tests(problem, []), random.Random(1), 3):
         cases = parse_cases(text, problem)
         assert len(cases) == CASES_PER_PROMPT
         assert all(c.output_ok for c in cases)
-    pairs = preference_pairs(problem, "the prompt", random.Random(1), 3)
+    pairs = preference_pairs(problem, training_tests(problem, []), "the prompt", random.Random(1), 3)
     assert len(pairs) == 3
     for pair in pairs:
         assert (pair.problem_id, pair.prompt) == (problem.id, "the prompt")
@@ -264,8 +265,37 @@ def test_training_pairs_of_the_bundled_problems(problem):
 
 def test_too_few_tests_make_no_pairs():
     problem = function(CallCase(args=[1], expected=1), CallCase(args=[2], expected=2))
-    assert sft_completions(problem, random.Random(0), 3) == []
-    assert preference_pairs(problem, "", random.Random(0), 3) == []
+    assert sft_completions(training_tests(problem, []), random.Random(0), 3) == []
+    assert preference_pairs(problem, training_tests(problem, []), "", random.Random(0), 3) == []
+
+
+def made(n, output):
+    return ProblemTest(case=CallCase(args=[n], expected=output), origin=Origin.REFERENCE)
+
+
+def test_a_generator_learns_nothing_of_what_is_held_out():
+    problem = function(*[CallCase(args=[n], expected=n) for n in range(8)])
+    learnt = training_tests(problem, [made(0, 0), made(9, 9), made(7, 7), made(10, "Output:\n" * 500)])
+    assert sorted(t.case.args[0] for t in learnt) == [0, 1, 2, 3, 9]
+
+
+def test_answers_of_faulty_programs_are_rejected():
+    problem = function(*[CallCase(args=[n], expected=n) for n in range(12)])
+    tests = training_tests(problem, [])
+    wrong = [{"1": "-1", "4": "40"}, {"3": "[]"}]
+    pairs = preference_pairs(problem, tests, "", random.Random(3), 40, wrong)
+    lies = []
+    for pair in pairs[::2]:
+        good, bad = parse_cases(pair.chosen, problem), parse_cases(pair.rejected, problem)
+        assert [c.key for c in good] == [c.key for c in bad]
+        assert all(c.output == c.args[0] for c in good)
+        changed = {repr(b.args[0]): repr(b.output) for g, b in zip(good, bad, strict=True) if g.output != b.output}
+        assert changed and any(changed.items() <= program.items() for program in wrong)
+        lies += changed
+    assert set(lies) == {"1", "3", "4"}
+    for pair in pairs[1::2]:  # the others keep to the true outputs of the three tests, in another order
+        good, bad = parse_cases(pair.chosen, problem), parse_cases(pair.rejected, problem)
+        assert sorted(c.output for c in good) == sorted(c.output for c in bad)
 
 
 def test_the_generators_prompt():
