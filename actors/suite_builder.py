@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reasoning.constraints import limits_of, parameters, violated
-from reasoning.execution_matrix import Row, redundancy
+from reasoning.execution_matrix import Row, consensus, redundancy
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import mutants
 from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality
@@ -154,6 +154,18 @@ class SuiteBuilder:
                 right += case.output_ok and accepts(test, case.output)
                 longest = max(longest, cpu_s)
         return Executed(tests, known, right, longest)
+
+    async def agreed(
+        self, problem: Problem, cases: Sequence[ParsedCase], programs: Sequence[str], least: int = 2
+    ) -> list[ProblemTest]:
+        """Tests of a problem without references: of the cases with an output, those of the best set that programs agree
+        on (`consensus`), where at least `least` programs do. Nothing says that they are true; they score no rewards."""
+        tests = [make_test(problem, case, case.output, Origin.CONSENSUS) for case in cases if case.output_ok]
+        if not tests or len(programs) < least:
+            return []
+        rows = await asyncio.gather(*[self._row(problem, program, tests, self.limits.cpu_s) for program in programs])
+        best = consensus(rows)
+        return [tests[j] for j in best.tests] if best is not None and len(best.programs) >= least else []
 
     async def material(self, problem: Problem) -> Material:
         """What a generator learns from: tests by the references, on other inputs than those of the suites, and what

@@ -147,6 +147,19 @@ def test_a_generator_learns_from_true_tests_and_the_errors_of_faulty_programs():
     assert held and not held & {tuple(t.case.args) for t in material.tests}
 
 
+def test_without_references_programs_and_tests_confirm_each_other():
+    double = problem("unused", tests=(call(0, expected=0),))
+    programs = [f"def f(x):\n    return {body}\n" for body in ("x + x", "x * 2", "x ** 2", "1 // 0", "x")]
+    cases = [case(n, output=out) for n, out in ((1, 2), (2, 4), (3, 9), (5, 10), (7, 0))] + [case(9)]
+
+    found = do(lambda builder: builder.agreed(double, cases, programs))
+    assert [(t.case.args[0], t.case.expected) for t in found] == [(1, 2), (2, 4), (5, 10)]
+    assert {t.origin for t in found} == {Origin.CONSENSUS}
+    # One program alone confirms nothing, however many tests it passes.
+    assert do(lambda builder: builder.agreed(double, cases, programs[1:3])) == []
+    assert do(lambda builder: builder.agreed(double, cases[-1:], programs)) == []
+
+
 def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
     tests = tuple(ProblemTest(case=ExpressionCase(expression=f"f({n})", expected=n), shown=n == 0) for n in range(3))
     suite = do(lambda builder: builder.build(problem("def f(x):\n    return x\n", tests=tests)))
