@@ -26,6 +26,8 @@ ENGINE_START_S = 900.0
 SANDBOX_START_S = 120
 SHUTDOWN_S = 30.0
 PR_SET_CHILD_SUBREAPER = 36
+ROUNDS = 4
+"""How often is looked for processes to end: each round ends all that there are."""
 
 
 def prepare_environment() -> None:
@@ -238,8 +240,7 @@ class Workers:
             with attempt("ending Ray", log):
                 ray.shutdown()
         with attempt("ending processes that were left", log):
-            self._processes.discard(psutil.Process())
-            end_processes(self._processes)
+            end_all_below(self._processes)
         if session is not None:
             _copy_logs(session / "logs", self._logs)
             shutil.rmtree(session, ignore_errors=True)
@@ -265,6 +266,17 @@ def _copy_logs(session: Path, target: Path) -> None:
         with attempt(f"copying {file.name}", log):
             if file.suffix in {".out", ".err"} and file.stat().st_size:
                 shutil.copyfile(file, target / file.name)
+
+
+def end_all_below(known: set[psutil.Process]) -> None:
+    """End the processes below this one, the `known` ones wherever they are now, and those that come up meanwhile: a
+    worker that is being ended may just be starting another process."""
+    for _ in range(ROUNDS):
+        own = psutil.Process()
+        left = {p for p in known | set(own.children(recursive=True)) if p != own and p.is_running()}
+        if not left:
+            return
+        end_processes(left)
 
 
 def end_processes(processes: set[psutil.Process], grace_s: float = 5.0) -> None:

@@ -70,6 +70,30 @@ print(len(found), psutil.pid_exists(orphan))
 """
 
 
+HYDRA = """
+import subprocess, sys, time
+import psutil
+from cluster.workers import adopt_orphans, end_all_below
+
+adopt_orphans()
+sleep = "subprocess.Popen(['sleep', '60'], start_new_session=True)"
+act = f"signal.signal(15, lambda *_: {sleep} and exit())"
+head = f"import signal, subprocess, time; {act}; print(1, flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", head], stdout=subprocess.PIPE)
+child.stdout.readline()
+known = {psutil.Process(), psutil.Process(child.pid)}
+end_all_below(known)
+print(len(psutil.Process().children(recursive=True)))
+"""
+
+
+def test_processes_that_come_up_while_others_are_ended_are_ended_too():
+    ended = subprocess.run(
+        [sys.executable, "-c", HYDRA], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=50, check=True
+    )
+    assert ended.stdout.split() == ["0"]
+
+
 def test_processes_whose_parent_is_gone_are_found_and_ended():
     """Such as Ray's workers, where a signal to the whole group ended Ray itself."""
     ended = subprocess.run(
