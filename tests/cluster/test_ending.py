@@ -181,7 +181,7 @@ def test_closing_the_workers_goes_on_and_records_what_fails(tmp_path, monkeypatc
     monkeypatch.setattr(ray, "wait", full)
     monkeypatch.setattr(ray, "kill", full)
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append("ray"))
-    monkeypatch.setattr(workers, "end_processes", lambda processes: ended.append("processes"))
+    monkeypatch.setattr(workers, "end_all_below", lambda known: ended.append("processes"))
     broken = Broken(load("tiny"), tmp_path, tmp_path)
     broken._learner, broken.tracker = Learner(), object()
     with driver_log(tmp_path / "driver.log"):
