@@ -103,7 +103,7 @@ class SuiteBuilder:
         executed, screening = [await self.execute(problem, part) for part in (own[:cut], own[cut:])]
         tests = candidates(problem, [*generated, *executed.tests])
         every = [*tests, *screening.tests]
-        cpu_s = max(executed.cpu_s, screening.cpu_s)
+        cpu_s = await self._cpu_s(problem, every)
         planted = mutants(problem.references[0], s.mutants, s.seed)
         rows = await asyncio.gather(*[self._row(problem, m.source, every, cpu_s) for m in planted])
         # A mutant that nothing tells from the reference is taken for its equal.
@@ -210,8 +210,17 @@ class SuiteBuilder:
         return await self.pool.run_calls(program, problem.entry_point, inputs, limits)
 
     def _limits_of_a_mutant(self, cpu_s: float) -> Limits:
-        seconds = min(self.limits.cpu_s, max(LEAST_CPU_S, MUTANT_CPU * cpu_s))
+        # A reference that was not timed says nothing of how long its mutants may take.
+        seconds = min(self.limits.cpu_s, max(LEAST_CPU_S, MUTANT_CPU * cpu_s)) if cpu_s > 0 else self.limits.cpu_s
         return self.limits.model_copy(update={"cpu_s": seconds})
+
+    async def _cpu_s(self, problem: Problem, tests: Sequence[ProblemTest]) -> float:
+        """The longest that the reference takes on a test: given ones may take it far longer than those made here."""
+        cases = [test.case for test in tests]
+        result = await self.pool.judge(
+            Submission(source=problem.references[0], entry_point=problem.entry_point, cases=cases, limits=self.limits)
+        )
+        return max(case.cpu_s for case in result.cases)
 
     async def _row(self, problem: Problem, source: str, tests: Sequence[ProblemTest], cpu_s: float) -> Row:
         """What a program does on the tests; None where that is not known."""

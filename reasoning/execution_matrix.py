@@ -20,12 +20,6 @@ def kills(wrong: Matrix) -> list[frozenset[int]]:
     return [frozenset(i for i, row in enumerate(wrong) if row[j] is False) for j in range(width)]
 
 
-def kill_rate(wrong: Matrix) -> float | None:
-    """Share of wrong programs that fail at least one test; None where none is known."""
-    known = [row for row in wrong if False in row or None not in row]
-    return sum(False in row for row in known) / len(known) if known else None
-
-
 @dataclass(frozen=True, slots=True)
 class Rates:
     """A suite as a classifier of programs; None where there is nothing to count.

@@ -18,13 +18,10 @@ def test_rates_of_a_suite():
     right, wrong = [[T, T], [T, F], [T, N]], [[F, T], [T, T], [N, T], [N, F]]
     assert em.rates(right, wrong) == em.Rates(false_accept=1 / 3, false_reject=1 / 2, wrong=3, right=2)
     assert em.rates([], [[N, N]]) == em.Rates(None, None, 0, 0)
-    assert em.kill_rate(wrong) == pytest.approx(2 / 3)
-    assert em.kill_rate([]) is None and em.kill_rate([[N]]) is None
 
 
 def test_a_poisoned_suite_that_passes_everything_kills_nothing():
     wrong = [[T, T, T]] * 5
-    assert em.kill_rate(wrong) == 0.0
     assert em.rates([[T, T, T]], wrong).false_accept == 1.0
     assert em.smallest(wrong) == []
     assert em.self_play_rewards([[T, T, T]], wrong, 3) == [0.0, 0.0, 0.0]
