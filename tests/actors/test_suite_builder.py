@@ -113,7 +113,7 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
 def test_a_slow_given_test_does_not_make_its_mutants_look_killed():
     """On the given input the reference itself takes longer than on all that is made from it."""
     slow = "def f(n):\n    for _ in range(n):\n        pass\n    return n > 5\n"
-    test = call(12_000_000, expected=True, shown=True)
+    test = call(30_000_000, expected=True, shown=True)
     suite = do(lambda b: b.build(problem(slow, tests=(test,))), BuildSettings(inputs=0, screening=0, mutants=40))
     # Some change the comparison, and are told apart by it; moving the bound of the loop or of n changes nothing.
     assert suite.quality.screened < suite.quality.mutants
