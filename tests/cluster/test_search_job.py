@@ -1,5 +1,6 @@
 """`o1coder search` up to its first actor: bad input ends in one line and leaves nothing, good input gets through."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,11 +11,18 @@ import yaml
 from made_files import MODEL, TWO, WRONG, lines, one_line, write
 from made_records import PROBLEM_ROW
 
+from actors.programs import ProgramJudge
+from actors.sampling import EngineError
+from actors.scheduler import SearchJob, SearchScheduler
 from cluster import cli, memory, preflight, search_job
 from cluster.config import load
 from cluster.stop import STOP_SIGNALS
 from reasoning.errors import InputError
+from reasoning.records import Suite
+from reasoning.steps import StepCodec
+from sandbox import Limits
 
+RUN = search_job._run
 HELD = [{**PROBLEM_ROW, "id": f"mine/{n}", "split": "heldout"} for n in range(2)]
 
 
@@ -253,3 +261,50 @@ def test_another_process_may_be_at_work(command, begun, tmp_path):
     other.close()
     assert code == 2
     one_line(error, "is working on this run")
+
+
+# --- what is left over ---
+
+
+class Dead:
+    """An engine that fails whatever it is asked."""
+
+    async def draw(self, prompt_ids, draw, seed=None):
+        raise EngineError("the engine is gone")
+
+    choose = draw
+
+
+async def unjudged(submission):
+    raise AssertionError("there is no program to judge")
+
+
+def test_trees_that_the_machine_ended_are_an_error_and_are_gone_on_with(command, tmp_path, monkeypatch):
+    """Problems that were not searched must not be counted as such: the exit code and the report say so."""
+    codec = StepCodec(lambda text: [ord(c) for c in text])
+
+    def search_with_a_dead_engine(search, model, workers):
+        async def go():
+            scheduler = SearchScheduler([Dead()], ProgramJudge(unjudged, Limits()), codec, outstanding=8, max_trees=8)
+            suite = {t.problem.id: Suite(problem_id=t.problem.id, tests=t.problem.tests) for t in search.trees}
+            jobs = [
+                SearchJob(t.tree_id, t.problem, (1, 2), suite[t.problem.id], search.settings, t.seed, t.log)
+                for t in search.left[:1]
+            ]
+            await asyncio.gather(*map(scheduler.search, jobs))
+
+        asyncio.run(go())
+
+    monkeypatch.setattr(search_job, "_run", RUN)
+    monkeypatch.setattr(search_job, "_search_with", search_with_a_dead_engine)
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    code, error, _ = command("--problems", "p.jsonl", "--model", "model")
+    assert code == 1
+    one_line(error, "2 of 2 trees", "o1coder search --resume", str(tmp_path / "run"), "goes on")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["problems"], report["searched"], report["solved"]) == (2, 0, 0)
+    monkeypatch.setattr(search_job, "_run", lambda search, model: begun.append(search) or 0)
+    begun = []
+    assert cli.main(["search", "--resume", "run"]) == 0
+    begun[0].run_dir.close()
+    assert ids(begun[0]) == [t.problem.id for t in begun[0].left] == ["mine/double", "mine/other"]
