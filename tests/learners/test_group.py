@@ -4,57 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made_learning import LEARNING_RATE, examples, settings, spec
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
-
-LEARNING_RATE = 1e-3
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A small Llama with random weights, in fp32 so that runs can be compared."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    )
-    path = tmp_path_factory.mktemp("tiny-llama")
-    LlamaForCausalLM(config).save_pretrained(path)
-    (path / "tokenizer_config.json").write_text("{}")
-    return path
-
-
-def examples(count=8, seed=1):
-    from learners.batches import Example
-
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for i in range(count):
-        n = 6 + 3 * i
-        ids = torch.randint(1, 97, (n,), generator=generator).tolist()
-        made.append(Example(tuple(ids), tuple([0] * (n // 2) + [1] * (n - n // 2)), f"p{i % 3}"))
-    return made
-
-
-def spec(model, kind="policy", zero=2, dtype="float32", rate=LEARNING_RATE, prior=0.5):
-    from learners.learner import LearnerSpec
-
-    return LearnerSpec(str(model), kind, rate, zero_stage=zero, warmup_steps=1, dtype=dtype, prior=prior)
-
-
-def settings(**overrides):
-    from learners.training import FitSettings
-
-    return FitSettings(**{"batch_size": 8, "epochs": 3, "micro_tokens": 40, **overrides})
 
 
 def train(model, world, zero, tmp_path):
