@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from learners.adapters import Lora, merged
 from learners.models import ModelKind, load, save_pretrained
 
 COLLECTIVE_DEADLINE_S = 300.0
@@ -36,7 +37,8 @@ class LearnerError(RuntimeError):
 class LearnerSpec:
     """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant.
 
-    `prior`: what a new value head says of every step, in (0, 1).
+    `prior`: what a new value head says of every step, in (0, 1). `lora`: train adapters only (and the head of a value
+    model); None: all weights.
     """
 
     model: str
@@ -48,6 +50,7 @@ class LearnerSpec:
     warmup_steps: int = 2
     dtype: str = "bfloat16"
     prior: float = 0.5
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.prior < 1:
@@ -119,7 +122,7 @@ class Learner:
         # a writable home; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(seed)
-        module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype), spec.prior)
+        module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype), spec.prior, spec.lora)
         module.train()
         decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
@@ -226,7 +229,8 @@ class Learner:
     # --- out ---
 
     def state(self) -> dict[str, Tensor]:
-        """The full weights on rank 0 in the training dtype, empty elsewhere; names of the inner Hugging Face model.
+        """The full weights on rank 0 in the training dtype, empty elsewhere; names of the inner Hugging Face model;
+        adapters are folded in.
 
         Gathers the whole model on rank 0's host memory under ZeRO-3.
         """
@@ -236,6 +240,8 @@ class Learner:
             full = self._engine.module.state_dict()
         if self.rank != 0 or full is None:
             return {}
+        if self.spec.lora is not None:
+            full = merged(full, self.spec.lora)
         dtype = getattr(torch, self.spec.dtype)
         return {name.removeprefix("lm."): t.detach().to("cpu", dtype).contiguous() for name, t in full.items()}
 

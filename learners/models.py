@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
+from learners.adapters import Lora, inject
 from learners.batches import ROUNDING
 
 ModelKind = Literal["policy", "value"]
@@ -71,19 +72,29 @@ class ValueModel(nn.Module):
         return logits[select].squeeze(-1).float()
 
 
-def load(path: Path, kind: ModelKind, dtype: torch.dtype, prior: float = 0.5) -> PolicyModel | ValueModel:
+def load(
+    path: Path, kind: ModelKind, dtype: torch.dtype, prior: float = 0.5, lora: Lora | None = None
+) -> PolicyModel | ValueModel:
     """The model of a Hugging Face directory. A value model from a policy's directory starts with a head that says
-    `prior` everywhere: from anything else, the first steps would only move the whole model towards the mean."""
+    `prior` everywhere: from anything else, the first steps would only move the whole model towards the mean.
+
+    With `lora`, only adapters can be trained, and the head of a value model.
+    """
     if kind == "policy":
-        return PolicyModel(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa"))
+        lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        if lora is not None:
+            inject(lm, lora)
+        return PolicyModel(lm)
     config = AutoConfig.from_pretrained(path, num_labels=1)
     fresh = "TokenClassification" not in (getattr(config, "architectures", None) or [""])[0]
     lm = AutoModelForTokenClassification.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+    head = next(m for m in (getattr(lm, "score", None), getattr(lm, "classifier", None)) if m is not None)
     if fresh:
-        head = next(m for m in (getattr(lm, "score", None), getattr(lm, "classifier", None)) if m is not None)
         nn.init.zeros_(head.weight)
         if head.bias is not None:
             nn.init.constant_(head.bias, math.log(prior / (1 - prior)))
+    if lora is not None:
+        inject(lm, lora, trained=[head])
     return ValueModel(lm)
 
 
