@@ -26,10 +26,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceExample:
-    """Two completions of one prompt, as full sequences."""
+    """Two completions of one prompt, as full sequences.
+
+    `reference`: summed log-probabilities (nats) of the two completions under the weights that training starts from, as
+    `training.completion_logprobs` gives them; None: not known yet.
+    """
 
     chosen: Example
     rejected: Example
+    reference: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

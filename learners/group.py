@@ -58,6 +58,10 @@ class LearnerRank:
         self._use_threads()
         return training.step_scores(self._learner, labels, settings)
 
+    def completion_logprobs(self, examples: Sequence[Any], settings: training.FitSettings) -> list[float]:
+        self._use_threads()
+        return training.completion_logprobs(self._learner, examples, settings)
+
     def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
         self._use_threads()
         return training.sequence_logprobs(self._learner, sequences, settings)
@@ -140,6 +144,14 @@ class LearnerGroup:
         """PRM values at every step end of every label."""
         shared = ray.put(list(labels))
         return self._all("step_scores", shared, settings, deadline=deadline_s)[0]
+
+    def completion_logprobs(
+        self, examples: Sequence[Any], settings: training.FitSettings, deadline_s: float
+    ) -> list[float]:
+        """The policy's summed log-probability (nats) of the tokens under the mask of every example; the ranks share the
+        work."""
+        shared = ray.put(list(examples))
+        return self._all("completion_logprobs", shared, settings, deadline=deadline_s)[0]
 
     def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
         """The policy's log-probabilities, for the probe of a weight sync."""

@@ -219,12 +219,16 @@ class Learner:
 
     def all_sum(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over ranks; keys must be the same on every rank."""
-        if self.world == 1:
-            return values
         names = sorted(values)
-        packed = torch.tensor([values[n] for n in names], dtype=torch.float64)
+        return dict(zip(names, self.all_sum_list([values[n] for n in names]), strict=True))
+
+    def all_sum_list(self, values: list[float]) -> list[float]:
+        """Element-wise sums over ranks, the same on every rank; all lists have the same length."""
+        if self.world == 1 or not values:
+            return values
+        packed = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(packed)
-        return dict(zip(names, packed.tolist(), strict=True))
+        return packed.tolist()
 
     # --- out ---
 
