@@ -27,6 +27,20 @@ def dpo(
     return -F.logsigmoid(margin).sum(), margin.detach()
 
 
+def mean_nll(summed: Tensor, tokens: Tensor) -> Tensor:
+    """- sum_i summed_i / tokens_i: negative log-likelihood per token of whole completions, each of the same weight
+    whatever its length (the NLL term of Pang et al. 2024, Iterative Reasoning Preference Optimization). Scalar.
+
+    `summed`: log-probabilities of the completions in nats; `tokens`: their lengths, at least 1.
+    """
+    return -(summed / tokens).sum()
+
+
+def fell_too_far(change_per_token: float, most_drop: float) -> bool:
+    """Whether log-probabilities fell by more than `most_drop` (both in nats per token)."""
+    return change_per_token < -most_drop
+
+
 def step_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Point-wise PRM loss: weighted binary cross-entropy against step values in [0, 1] (paper 3.5, eq. 4). Scalar."""
     return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()

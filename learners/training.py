@@ -7,6 +7,7 @@ dealt out, and a rank without one computes a copy that counts for nothing, so th
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,9 +57,14 @@ def _train(
     report: Report,
     prefix: str,
     tokens_of: Callable[[T], int] | None = None,
+    enough: Callable[[dict[str, float]], bool] | None = None,
 ) -> list[dict[str, float]]:
     """The loop shared by all objectives. `loss_of(model, items, weight)` returns a sum and sums to report; a reported
-    sum is divided by the count of the batch. `tokens_of`: tokens of an item, where that is not its `length`."""
+    sum is divided by the count of the batch. `tokens_of`: tokens of an item, where that is not its `length`.
+
+    `enough(row)`: whether training ends after this step; may add to the row before it is reported. Must decide by what
+    is the same on every rank: all numbers but those of time are, being made of the same sums over ranks.
+    """
     history: list[dict[str, float]] = []
     batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
     for number, batch in enumerate(batches, start=1):
@@ -74,8 +80,11 @@ def _train(
             f"{prefix}/steps": len(batches),
             **{f"{prefix}/{name}": value / max(result.count, 1e-9) for name, value in result.sums.items()},
         }
+        ended = enough is not None and enough(row)
         history.append(row)
         report(row)
+        if ended:
+            break
     return history
 
 
@@ -152,16 +161,42 @@ def _with_references(
     return [p if p.reference is not None else replace(p, reference=(found[p.chosen], found[p.rejected])) for p in pairs]
 
 
+def _check_dpo(beta: float, sft_weight: float, most_drop: float) -> None:
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta: got {beta}; use a number above 0, such as 0.1")
+    if not 0 <= sft_weight < math.inf:
+        raise ValueError(f"sft_weight: got {sft_weight}; use a number from 0 on, such as 1")
+    if not most_drop > 0:
+        raise ValueError(f"most_drop: got {most_drop}; use nats per token above 0, such as 0.5, or inf for no bound")
+
+
 def dpo(
     learner: Learner,
     pairs: Sequence[PreferenceExample],
     settings: FitSettings,
     beta: float,
     report: Report,
+    sft_weight: float = 0.0,
+    most_drop: float = math.inf,
 ) -> list[dict[str, float]]:
     """Direct preference optimisation (Rafailov et al. 2023) against the pairs' references; those that are missing are
     computed once, before the first step, from the weights that the learner starts from.
+
+    Loss of a pair: - log sigmoid(margin) + sft_weight * NLL(chosen) / tokens(chosen), with margin = beta * (change of
+    the chosen one's log-probability - change of the rejected one's). The first term sees only the difference, and often
+    makes both completions less likely; the second keeps the chosen one likely
+    (Pang et al. 2024, Iterative Reasoning Preference Optimization, where its weight is 1).
+
+    `most_drop` (nats per token): training ends after the first step whose batch finds the chosen completions less
+    likely than the reference by more than this, on average over its pairs. A batch is measured before its own update.
+
+    Rows hold means over the pairs of the batch: `dpo/margin`, `dpo/accuracy`, `dpo/chosen_logprob_change` (nats) and
+    `dpo/chosen_change_per_token` (nats per token), all against the reference; `dpo/stopped`: 1.0 where `most_drop`
+    ended training.
+
+    Raises ValueError for `beta` or `most_drop` of 0 or less, and for a negative `sft_weight`.
     """
+    _check_dpo(beta, sft_weight, most_drop)
 
     def length(pair: PreferenceExample) -> int:
         return 2 * padded_length(max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)))
@@ -169,6 +204,7 @@ def dpo(
     def loss_of(model: Any, group: list[PreferenceExample], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = _padded([p.chosen for p in group] + [p.rejected for p in group], settings.pad_id)
         chosen, rejected = _sums_by_row(_logprobs(model, batch), batch.select).split(len(group))
+        tokens = batch.select[: len(group)].sum(1).clamp(min=1)
         ref = torch.tensor([pair.reference for pair in group])
         loss, margin = objectives.dpo(chosen, rejected, ref[:, 0], ref[:, 1], beta)
         change = chosen.detach() - ref[:, 0]
@@ -176,14 +212,20 @@ def dpo(
             "margin": weight * margin.sum(),
             "accuracy": weight * (margin > 0).float().sum(),
             "chosen_logprob_change": weight * change.sum(),
+            "chosen_change_per_token": weight * (change / tokens).sum(),
         }
-        return weight * loss, stats
+        return weight * (loss + sft_weight * objectives.mean_nll(chosen, tokens)), stats
 
     def tokens_of(pair: PreferenceExample) -> int:
         return len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
 
+    def enough(row: dict[str, float]) -> bool:
+        stopped = objectives.fell_too_far(row["dpo/chosen_change_per_token"], most_drop)
+        row["dpo/stopped"] = float(stopped)
+        return stopped
+
     known = _with_references(learner, pairs, settings)
-    return _train(learner, known, settings, length, lambda _: 1.0, loss_of, report, "dpo", tokens_of)
+    return _train(learner, known, settings, length, lambda _: 1.0, loss_of, report, "dpo", tokens_of, enough)
 
 
 def _label_batch(labels: Sequence[StepLabel], pad_id: int) -> tuple[Padded, Tensor, Tensor]:

@@ -39,6 +39,21 @@ def test_dpo_is_log_2_where_nothing_was_learned(rows):
     assert margin.abs().max().item() == 0
 
 
+def test_mean_nll_golden_and_each_completion_counts_the_same():
+    summed = torch.tensor([-6.0, -1.0], requires_grad=True)
+    loss = objectives.mean_nll(summed, torch.tensor([3, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2.0 + 1.0)
+    assert summed.grad.tolist() == pytest.approx([-1 / 3, -1.0])
+
+
+@given(st.floats(-9, 9), st.floats(0, 9, exclude_min=True) | st.just(math.inf))
+def test_only_a_fall_beyond_the_bound_is_too_far(change, most_drop):
+    assert objectives.fell_too_far(change, most_drop) == (-change > most_drop)
+    assert not objectives.fell_too_far(abs(change), most_drop)
+    assert not objectives.fell_too_far(-most_drop, most_drop)
+
+
 def test_step_bce_golden_and_weights():
     logits = torch.tensor([0.0, 2.0])
     loss = objectives.step_bce(logits, torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.5]))

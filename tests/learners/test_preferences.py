@@ -1,4 +1,4 @@
-"""Preferences on real DeepSpeed ranks: how likely completions are, and what DPO makes of it."""
+"""Preferences on real DeepSpeed ranks: references, the term that keeps the chosen likely, the bound on their fall."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import ray
 import torch
 from made_learning import examples, settings, spec
 
+from learners.adapters import Lora
 from learners.batches import PreferenceExample
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+ALL_PAIRS = {"batch_size": 6, "epochs": 6}
+"""Settings of six optimizer steps over the same six pairs."""
 
 
 def group_of(world):
@@ -40,6 +44,19 @@ def pairs(count=6):
         ids = (*e.token_ids[:first], e.token_ids[first] % 96 + 1, *e.token_ids[first + 1 :])
         made.append(PreferenceExample(e, replace(e, token_ids=ids)))
     return made
+
+
+@pytest.fixture(scope="module")
+def taught(one, tiny, tmp_path_factory):
+    """A model that has learnt both completions of every pair by heart, so that they can only become less likely."""
+    one.load(spec(tiny, rate=1e-2), seed=0)
+    both = [e for p in pairs() for e in (p.chosen, p.rejected)]
+    rows = []
+    one.fit("sft", both, settings(batch_size=len(both), epochs=40, micro_tokens=2048), 120, rows.append)
+    assert rows[-1]["sft/loss"] < 0.3
+    path = tmp_path_factory.mktemp("taught")
+    one.export(path)
+    return path
 
 
 def by_hand(model, sequences):
@@ -91,8 +108,35 @@ def test_references_given_train_as_those_computed(one, two, tiny):
     assert expected[-1]["dpo/margin"] > 0.1
     for group, data in ((one, given), (two, given), (two, some), (two, pairs())):
         rows = preferred(group, tiny, data)
-        for name in ("loss", "margin", "chosen_logprob_change"):
+        for name in ("loss", "margin", "chosen_logprob_change", "chosen_change_per_token"):
             assert column(rows, name) == pytest.approx(column(expected, name), rel=1e-2, abs=2e-3), name
     # References that are not the starting weights' are believed, too.
     wrong = [replace(p, reference=(p.reference[0] - 1, p.reference[1])) for p in given]
     assert preferred(one, tiny, wrong)[0]["dpo/margin"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_sft_term_keeps_the_chosen_likely(one, taught):
+    without, beside = (preferred(one, taught, pairs(), fit=ALL_PAIRS, sft_weight=weight) for weight in (0.0, 2.0))
+    assert column(without, "chosen_change_per_token")[-1] < -0.5
+    assert column(beside, "chosen_change_per_token")[-1] > -0.1
+    assert beside[-1]["dpo/margin"] > 1  # and it still prefers
+    assert column(beside, "stopped") == [0.0] * 6
+
+
+@pytest.mark.parametrize(("zero", "lora"), [(2, Lora(2, 4.0)), (3, None)])
+def test_the_bound_ends_training_on_both_ranks_at_the_same_step(two, taught, tmp_path, zero, lora):
+    options = {"zero": zero, "model": {"lora": lora, "rate": 3e-2 if lora else 1e-2}, "fit": ALL_PAIRS}
+    changes = column(preferred(two, taught, pairs(), **options), "chosen_change_per_token")
+    last = next(i for i, change in enumerate(changes) if change < -0.2)
+    assert 0 < last < len(changes) - 1  # so that there is something to end
+    bound = -(changes[last] + min(changes[:last])) / 2
+
+    rows = preferred(two, taught, pairs(), most_drop=bound, **options)
+    assert column(rows, "stopped") == [0.0] * last + [1.0]
+    assert column(rows, "steps") == [6] * (last + 1)
+    assert column(rows, "chosen_change_per_token") == pytest.approx(changes[: last + 1], abs=1e-3)
+    of_ranks = ray.get([rank.progress.remote(0) for rank in two.ranks], timeout=60)
+    for name in ("step", "stopped", "chosen_change_per_token"):
+        assert column(of_ranks[0], name) == column(of_ranks[1], name), name
+    two.publish(tmp_path / "weights.safetensors")  # the ranks are still in step
+    assert (tmp_path / "weights.safetensors").stat().st_size > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,7 @@ def test_references_that_are_given_are_used_and_only_the_others_computed():
     # Of the second pair nothing has changed; of the first, -1.0 - -1.5 and -0.6 - -0.1.
     assert rows[0]["dpo/margin"] == pytest.approx(0.1 * (0.5 - -0.5) / 2)
     assert rows[0]["dpo/chosen_logprob_change"] == pytest.approx(0.5 / 2)
+    assert rows[0]["dpo/chosen_change_per_token"] == pytest.approx(0.5 / 2 / 2)
     assert rows[0]["dpo/accuracy"] == 0.5
     learner = StandIn()
     dpo(learner, [mine, mine])
@@ -122,3 +124,45 @@ def test_a_pair_may_come_twice_and_share_its_completions():
     assert all(row["dpo/margin"] == pytest.approx(0.1 * 1.0 / 5) for row in rows)
     computed = next(values for values in learner.sent if values)
     assert sorted(computed) == pytest.approx([-1.0, -0.9, -0.6])  # three completions, each once
+
+
+def test_the_sft_term_weighs_each_pair_the_same():
+    pairs = [pair((10, 20, 30), (1,)), pair((40,), (1,))]
+    without, half = (dpo(StandIn(), pairs, sft_weight=weight)[0]["dpo/loss"] for weight in (0.0, 0.5))
+    assert without == pytest.approx(math.log(2))
+    assert half - without == pytest.approx(0.5 * (6.0 / 3 + 4.0) / 2)
+
+
+def test_training_ends_when_the_chosen_have_fallen_too_far():
+    pairs = [pair((10, 20), (1,)), pair((40,), (1,))]
+    # The log-probability of every token falls by 0.3 with each step: 0, 0.3, 0.6, 0.9 in the first rows.
+    rows = dpo(StandIn(drift=-0.3), pairs, most_drop=0.5, fit={"epochs": 6})
+    assert [row["dpo/chosen_change_per_token"] for row in rows] == pytest.approx([0.0, -0.3, -0.6])
+    assert [row["dpo/stopped"] for row in rows] == [0.0, 0.0, 1.0]
+    assert [row["dpo/step"] for row in rows] == [1, 2, 3]
+    assert {row["dpo/steps"] for row in rows} == {6}
+
+
+@pytest.mark.parametrize(("drift", "most_drop"), [(-0.3, math.inf), (0.3, 0.5), (-0.3, 2.0)])
+def test_training_goes_on_otherwise(drift, most_drop):
+    rows = dpo(StandIn(drift=drift), [pair((10, 20), (1,))] * 2, most_drop=most_drop, fit={"epochs": 6})
+    assert [row["dpo/stopped"] for row in rows] == [0.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("beta", 0.0),
+        ("beta", math.nan),
+        ("sft_weight", -1.0),
+        ("sft_weight", math.inf),
+        ("most_drop", 0.0),
+        ("most_drop", -0.5),
+        ("most_drop", math.nan),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_any_work(field, value):
+    learner = StandIn()
+    with pytest.raises(ValueError, match=f"^{field}: got {value}; use "):
+        dpo(learner, [pair((1,), (2,))], **{field: value})
+    assert learner.forwards == 0
