@@ -20,7 +20,7 @@ from actors.scheduler import SearchJob, SearchScheduler
 from actors.tokens import Tokens
 from reasoning.nodes import TreeReport
 from reasoning.prompts import PolicyPrompts
-from reasoning.records import Demonstration, Path, Problem, Suite
+from reasoning.records import Demonstration, Path, Problem, Sample, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import StepCodec
 from sandbox import CachedBackend, Limits
@@ -128,15 +128,15 @@ class RolloutWorker:
         async with self._gate:
             return await self._chains.chain(chain_id, problem, self._prompt(problem), suite, settings, seed, greedy)
 
-    async def draw_texts(
+    async def draw_samples(
         self, name: str, prompts: Sequence[Sequence[int]], draw: Draw, seed: int
-    ) -> tuple[str, list[str | None]]:
-        """`name` and one text per prompt (for the test case generator); None where the engine failed on it."""
+    ) -> tuple[str, list[Sample | None]]:
+        """`name` and one sample per prompt (for the test case generator); None where the engine failed on it."""
 
-        async def one(index: int, ids: Sequence[int]) -> str | None:
+        async def one(index: int, ids: Sequence[int]) -> Sample | None:
             async with self._gate:
                 try:
-                    return (await self._engine.draw(ids, draw, seed + index)).text
+                    return await self._engine.draw(ids, draw, seed + index)
                 except EngineError:
                     return None
 

@@ -25,6 +25,7 @@ from typing import Any, get_args
 
 from actors.programs import ProgramJudge
 from actors.scheduler import SearchScheduler
+from benchmarks._data import rows_of
 from benchmarks._engine import LIMITS, MODEL, Bench, bench, quiet
 from benchmarks._results import keep, machine
 from reasoning.estimators import bootstrap
@@ -79,9 +80,7 @@ def grown(problem: str, events: Sequence[Event]) -> Grown:
 def mbpp(path: Path) -> list[Problem]:
     """The first `MBPP_COUNT` problems of a file of MBPP (JSON lines, or the sanitized version's JSON) from `MBPP_FIRST`
     on that can be loaded."""
-    text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    rows = sorted((row for row in rows if row["task_id"] >= MBPP_FIRST), key=lambda row: row["task_id"])
+    rows = sorted((row for row in rows_of(path) if row["task_id"] >= MBPP_FIRST), key=lambda row: row["task_id"])
     return from_rows(enumerate(rows, start=1), str(path), on_bad=lambda *_: None)[:MBPP_COUNT]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.stop import EXIT_INTERRUPTED, Stop, interruptible
 from reasoning.errors import InputError, MachineError
@@ -18,6 +19,10 @@ FAILED, BAD_INPUT = 1, 2
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # `tcg train --mode x` must not be taken for --model.
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(BAD_INPUT, f"o1coder: {message} (see {self.prog} --help)\n")
 
@@ -38,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--split", metavar="NAME", help="train, heldout or all (default: all)")
     _add_run(search, "go on with the search in DIR")
+    _add_tcg(commands)
     show = commands.add_parser("config", help="print every setting with its value")
     show.add_argument("--budget", default="laptop", metavar="NAME")
     show.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
@@ -48,6 +54,26 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/", add_help=False)
     bench.add_argument("name", nargs="?", metavar="NAME", help="a file of benchmarks/, without .py")
     return parser
+
+
+def _add_tcg(commands: Any) -> None:
+    words = "the test case generator alone: train it, have it write suites, report on them"
+    actions = commands.add_parser("tcg", help=words, description=words.capitalize()).add_subparsers(
+        dest="action", metavar="ACTION", parser_class=_Parser, required=True
+    )
+    for name, says in (
+        ("train", "train the generator (SFT, DPO) and measure it on held-out problems"),
+        ("generate", "write suites of tests and measure them"),
+    ):
+        action = actions.add_parser(name, help=says, description=says.capitalize())
+        action.add_argument("--budget", metavar="NAME", help="tiny, laptop, or a YAML file (default: laptop)")
+        if name == "generate":
+            action.add_argument("--mode", metavar="NAME", help="reference or question_only (default: tcg.mode)")
+            action.add_argument("--generator", metavar="DIR", help="a trained generator (default: tcg.generator)")
+            action.add_argument("--split", metavar="NAME", help="train, heldout or all (default: all)")
+        _add_run(action, "go on with the run in DIR")
+    says = "print what a run's generator and suites are worth, by difficulty, and write it as a page"
+    actions.add_parser("report", help=says, description=says.capitalize()).add_argument("run", metavar="RUN")
 
 
 def _add_run(command: argparse.ArgumentParser, resume: str) -> None:
@@ -74,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _train(options, rest, given)
             case "search":
                 return _search(options, rest, given)
+            case "tcg":
+                return _tcg(options, rest, given)
             case "config":
                 return _config(options, rest)
             case "test":
@@ -136,6 +164,29 @@ def _search(options: argparse.Namespace, rest: Sequence[str], given: Sequence[st
         o = options
         request = SearchRequest(o.budget, o.run_dir, o.resume, o.policy, o.split, _overrides(o))
         return search(request, Console(), ["./o1coder", *given], stop)
+
+    return _stoppable(work)
+
+
+def _tcg(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> int:
+    from rich.console import Console
+
+    if options.action == "report":
+        if rest:
+            raise InputError("argument", rest[0], "an option of `o1coder tcg report --help`", "unknown")
+        from cluster import tcg_job
+
+        return tcg_job.report(options.run, Console())
+    _require_run(options, rest)
+
+    def work(stop: Stop) -> int:
+        from cluster import tcg_job
+
+        o = options
+        named = [f"tcg.{n}={json.dumps(v)}" for n in ("mode", "generator") if (v := getattr(o, n, None)) is not None]
+        overrides = (*named, *_overrides(o))
+        request = tcg_job.TcgRequest(o.action, o.budget, o.run_dir, o.resume, getattr(o, "split", None), overrides)
+        return tcg_job.run(request, Console(), ["./o1coder", *given], stop)
 
     return _stoppable(work)
 

@@ -68,9 +68,25 @@ class TcgConfig(_Section):
     sft_epochs: int = Field(default=1, ge=1, le=100)
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
     beta: float = Field(default=0.1, gt=0, le=10)
+    dpo_sft_weight: float = Field(default=0.0, ge=0, le=100, description="of the chosen text's likelihood in the loss")
+    dpo_most_drop: float = Field(
+        default=0.5, gt=0, le=100, description="DPO ends early where chosen texts lose more, nats per token"
+    )
+    lora_rank: int = Field(default=0, ge=0, le=1024, description="of adapters on all projections; 0: train all weights")
+    lora_alpha: float = Field(default=16, gt=0, le=4096, description="adapters count alpha / rank")
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     dpo_learning_rate: float = Field(default=5e-6, gt=0, lt=1)
     batch_size: int = Field(default=8, ge=1)
+    generator: str = Field(default="", description="directory of a trained generator to begin with; empty: the model")
+    mode: Literal["reference", "question_only"] = Field(
+        default="reference", description="outputs by executing references, or written and confirmed by consensus"
+    )
+    question_only_share: float = Field(
+        default=0.5, ge=0, le=1, description="of the training prompts that do not show the reference"
+    )
+    policy_samples: int = Field(
+        default=2, ge=0, le=64, description="programs per problem drawn from the policy, to measure suites with"
+    )
     prompts: int = Field(default=1, ge=1, le=64, description="prompts per problem; each asks for three cases")
     max_tokens: int = Field(default=160, ge=16, le=4096)
     temperature: float = Field(default=0.8, gt=0, le=2)
@@ -82,6 +98,9 @@ class TcgConfig(_Section):
     screening_inputs: int = Field(default=16, ge=0, le=1000, description="further ones, to tell mutants from equals")
     mutants: int = Field(default=12, ge=0, le=1000, description="faulty programs per problem, to measure suites with")
     kill_bar: float = Field(default=0.5, ge=0, le=1, description="suites that reject a smaller share are refused")
+    self_play: bool = Field(default=False, description="reward what the generator writes by what its tests tell apart")
+    self_play_prompts: int = Field(default=4, ge=2, le=256, description="texts per problem that are compared")
+    self_play_learning_rate: float = Field(default=5e-6, gt=0, lt=1)
 
 
 class SearchConfig(SearchSettings):

@@ -19,6 +19,8 @@ from cluster.stop import Stop
 from cluster.store import ProcessDataStore
 from cluster.weight_sync import SyncReport, WeightSync
 from cluster.workers import Workers
+from learners.learner import LearnerSpec
+from learners.models import ModelKind
 from learners.training import FitSettings
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Problem
@@ -28,7 +30,8 @@ from reasoning.records import Path as SearchPath
 @dataclass(slots=True)
 class RunContext:
     """One run in progress. Stages read their inputs from disk and leave their outputs there; `state` is what
-    `state.json` holds and all that a resume needs besides."""
+    `state.json` holds and all that a resume needs besides. `serving`: the model directory whose weights the engines
+    hold."""
 
     config: RunConfig
     dir: RunDir
@@ -41,11 +44,13 @@ class RunContext:
     display: ProgressDisplay
     state: dict[str, Any]
     sync: WeightSync | None = None
+    serving: Path | None = None
     stop: Stop = field(default_factory=Stop)
     peak_memory: int = 0
     _ticked: float = 0.0
     _counters: tuple[float, int, int] = (0.0, 0, 0)
     _prompts: dict[int, PolicyPrompts] = field(default_factory=dict)
+    _scores: dict[Path, list[list[float]]] = field(default_factory=dict)
 
     # --- problems and prompts ---
 
@@ -116,10 +121,43 @@ class RunContext:
         self.dir.publish_dir(scratch, f"checkpoints/{name}")
         return f"checkpoints/{name}"
 
-    def publish(self, source: Path, expected: Sequence[Sequence[float]], round_: int) -> SyncReport:
-        """Put weights into every engine, verified, and log the sync."""
+    def spec(self, model: Path, kind: ModelKind, learning_rate: float) -> LearnerSpec:
+        """What a learner is to train, as the configuration says."""
+        return LearnerSpec(str(model), kind, learning_rate, zero_stage=self.config.learner.zero_stage)
+
+    def begin_serving(self, sync: WeightSync) -> None:
+        """The engines are there, with the weights of the start."""
+        self.sync, self.serving = sync, self.model
+        self._scores[self.model] = sync.current_scores()
+
+    def serve(self, model: Path, round_: int) -> None:
+        """Have the engines hold the weights of a model directory, proven by the learner unless they were before."""
+        if model == self.serving:
+            return
+        if model in self._scores:
+            self._publish(model, model, round_)
+        else:
+            self.workers.learner.load(self.spec(model, "policy", 1e-6), self.config.seed)
+            self.publish_learner(round_, model)
+            self.workers.learner.release()
+
+    def publish_learner(self, round_: int, model: Path) -> SyncReport:
+        """Put the learner's weights, which are those of the checkpoint `model`, into every engine; the learner's own
+        log-probabilities are the proof."""
+        file = self.transfer / f"weights-{self.state.get('weight_version', 0) + 1}.safetensors"
         assert self.sync is not None
-        report = self.sync.publish(source, expected)
+        try:
+            self.workers.learner.publish(file)
+            self._scores[model] = self.workers.learner.sequence_logprobs(self.sync.probe, self.fit_settings(1, 1))
+            return self._publish(file, model, round_)
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _publish(self, source: Path, model: Path, round_: int) -> SyncReport:
+        """Put the weights of `model`, which lie in `source`, into every engine, verified, and log the sync."""
+        assert self.sync is not None
+        report = self.sync.publish(source, self._scores[model])
+        self.serving = model
         self.state["weight_version"] = report.version
         self.log(
             {
@@ -132,17 +170,6 @@ class RunContext:
         )
         self.state.setdefault("sync_seconds", []).append(round(report.seconds, 3))
         return report
-
-    def publish_learner(self, round_: int) -> SyncReport:
-        """Put the learner's weights into every engine; the learner's own log-probabilities are the proof."""
-        file = self.transfer / f"weights-{self.state.get('weight_version', 0) + 1}.safetensors"
-        assert self.sync is not None
-        try:
-            self.workers.learner.publish(file)
-            expected = self.workers.learner.sequence_logprobs(self.sync.probe, self.fit_settings(1, 1))
-            return self.publish(file, expected, round_)
-        finally:
-            file.unlink(missing_ok=True)
 
     @property
     def transfer(self) -> Path:
@@ -185,6 +212,10 @@ class RunContext:
     def log(self, metrics: Mapping[str, float], round_: int, axes: Mapping[str, float] | None = None) -> None:
         """One line of metrics with its axes."""
         ray.get(self.workers.tracker.log.remote(dict(metrics), {"round": round_, **(axes or {})}), timeout=60)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], round_: int) -> None:
+        """A table for W&B."""
+        ray.get(self.workers.tracker.log_table.remote(name, columns, rows, {"round": round_}), timeout=60)
 
     def tick(self) -> None:
         """Once in a while: stop if told to, note processes and memory."""

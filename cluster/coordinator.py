@@ -12,7 +12,7 @@ from cluster.context import RunContext
 from cluster.stage_eval import evaluate
 from cluster.stage_learn import policy_rl, policy_sft, prm
 from cluster.stage_search import new_data, search
-from cluster.stage_tcg import tcg
+from cluster.stage_tcg import suites, tcg
 from cluster.weight_sync import WeightSync, transfer_dir
 from cluster.workers import ENGINE_START_S
 from reasoning.steps import render
@@ -20,16 +20,17 @@ from reasoning.steps import render
 Stage = Callable[[RunContext, int], dict[str, Any]]
 
 ROUND: tuple[tuple[str, Stage], ...] = (
-    ("tcg", tcg),  # 1. train the test case generator; its suites decide rewards
+    ("tcg", tcg),  # 1. train the test case generator
+    ("suites", suites),  # what it writes, executed and measured: the tests that decide rewards
     ("search", search),  # 2. MCTS with the policy: D_process
     ("policy_sft", policy_sft),  # 3. fine-tune the policy on D+
     ("prm", prm),  # 4. fit the process reward model on step values
     ("policy_rl", policy_rl),  # 5. outcome and process rewards, aggregated: improve the policy
     ("new_data", new_data),  # 6. D <- D + D' with the updated policy
 )
-ESTIMATES = {"eval before": 75, "tcg": 105, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
+ESTIMATES = {"eval before": 75, "tcg": 90, "suites": 60, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
 ESTIMATES |= {"new_data": 90, "eval after": 75, "start": 30}
-MODELS = ("policy", "shots", "prm", "tcg_sft")
+MODELS = ("policy", "shots", "prm", "tcg_sft", "tcg")
 """Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 96
@@ -102,20 +103,12 @@ class Coordinator:
         seconds = max(ray.get(starting, timeout=ENGINE_START_S))
         run.state.setdefault("shots", 0 if run.state.get("policy") else run.config.search.shots)
         run.tell_prompts()
-        run.sync = WeightSync(run.workers.rollouts, self._probe(), run.state.get("weight_version", 0))
+        run.begin_serving(WeightSync(run.workers.rollouts, self._probe(), run.state.get("weight_version", 0)))
         if run.state.get("policy"):
             run.state["resumed_policy"] = run.state["policy"]
-            self._republish()
+            run.serve(run.policy, run.config.rounds)
         run.display.end_stage(f"engine up in {seconds:.0f} s")
         return f"engine up in {seconds:.0f} s"
-
-    def _republish(self) -> None:
-        """After a resume the engine holds the base model; give it the policy, proven by the learner."""
-        from cluster.stage_learn import spec
-
-        self.run.workers.learner.load(spec(self.run, self.run.policy, "policy", 1e-6), self.run.config.seed)
-        self.run.publish_learner(self.run.config.rounds)
-        self.run.workers.learner.release()
 
     def _probe(self) -> list[list[int]]:
         """Fixed texts on which weights are told apart: demonstrations after their prompts."""

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
@@ -30,16 +30,17 @@ from reasoning.steps import StepCodec
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["train", "search"]
+Kind = Literal["train", "search", "tcg train", "tcg generate"]
+R = TypeVar("R")
 
 # Before -----------------------------------------------------------------------------------------------------------
 
 
-def config_of(resume: str) -> Path:
-    """The settings of an earlier run. Raises InputError where there are none."""
-    path = expand(resume) / "config.yaml"
+def config_of(run: str, field: str = "resume") -> Path:
+    """The settings of an earlier run. Raises InputError (naming `field`) where there are none."""
+    path = expand(run) / "config.yaml"
     if not os.path.isfile(path):  # noqa: PTH113  a name may be too long for a path
-        raise InputError("resume", resume, "the directory of an earlier run", "it has no config.yaml")
+        raise InputError(field, run, "the directory of an earlier run", "it has no config.yaml")
     return path
 
 
@@ -50,7 +51,20 @@ def load_config(source: str | Path, overrides: Sequence[str]) -> RunConfig:
     paths = {field: expand(getattr(config, field)) for field in names if getattr(config, field) not in names[field]}
     # os.path: a name may be too long for a path, which is no error here.
     found = {field: path for field, path in paths.items() if os.path.exists(path)}  # noqa: PTH110
-    return config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})
+    resolved = config.model_copy(update={field: str(path.resolve()) for field, path in found.items()})
+    return _with_generator(resolved)
+
+
+def _with_generator(config: RunConfig) -> RunConfig:
+    """The generator's directory as it is from anywhere. Raises InputError where it holds no model."""
+    name = config.tcg.generator
+    if not name:
+        return config
+    path = Path(os.path.abspath(expand(name)))  # noqa: PTH100  not resolved: a name may be too long for a path
+    if not os.path.isfile(path / "config.json") or not any(path.glob("*.safetensors")):  # noqa: PTH113
+        legal = "a directory with config.json and *.safetensors, such as RUN/checkpoints/tcg-round-1"
+        raise InputError("tcg.generator", name, legal, "it holds no model")
+    return config.model_copy(update={"tcg": config.tcg.model_copy(update={"generator": str(path)})})
 
 
 def require_same(names: Sequence[str], before: RunConfig, now: RunConfig) -> None:
@@ -272,4 +286,50 @@ def conduct(
                         sys.stderr.flush()
                     logging.shutdown()
                     os._exit(code)
+    return code
+
+
+def wind_up(
+    code: int,
+    context: Any | None,
+    run_dir: RunDir,
+    state: dict[str, Any],
+    console: Console,
+    notes: Mapping[str, Callable[[], None]],
+    sum_up: Callable[[], R],
+    write: Callable[[R, RunDir], None],
+    render: Callable[[R, Console], None],
+) -> int:
+    """The report and the end of the metrics; returns the exit code: `code`, or 1 where a run that ended well could not
+    be written down. `notes`: what is still to be noted in `state`, by what it is.
+
+    Each part stands for itself: trouble in one (a full disk) hides neither how the run ended nor the other parts.
+    """
+    lost: list[str] = []
+
+    def tell(line: str) -> None:
+        with attempt("telling it", log):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def lose(line: str) -> None:
+        lost.append(line)
+        tell(line)
+
+    for what, note in notes.items():
+        with attempt(what, log, tell):
+            note()
+    with attempt("writing state.json", log, lose):
+        run_dir.write_state(state)
+    with attempt("summing up the run", log, lose):
+        result = sum_up()
+        with attempt("writing the report", log, lose):
+            write(result, run_dir)
+        with attempt("showing the report", log, tell):
+            render(result, console)
+    code = code or int(bool(lost))
+    if context is not None and not context.workers.ray_is_gone:
+        import ray
+
+        with attempt("ending the metrics", log, tell):
+            ray.get(context.workers.tracker.finish.remote(code), timeout=90)
     return code

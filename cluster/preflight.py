@@ -65,8 +65,18 @@ def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY) -> None:
 
 
 def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
-    """The problems of a training run, at least one of them held out. Raises InputError."""
-    return with_held_out(_read_problems(config, on_bad), config.ids)
+    """The problems of a training run, at least one held out, those to train on with references. Raises InputError."""
+    problems = with_held_out(_read_problems(config, on_bad), config.ids)
+    require_references([p for p in problems if p.split == "train"])
+    return problems
+
+
+def require_references(problems: list[Problem]) -> None:
+    """Raises InputError naming the first problem without a reference."""
+    for problem in problems:
+        if not problem.references:
+            legal = "problems with references, or `o1coder tcg generate tcg.mode=question_only`, which does without"
+            raise InputError("problems", problem.id, legal, "it has no reference")
 
 
 def problems_of(config: RunConfig, split: str, on_bad: BadRow) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from cluster import job, preflight, search_report, trees
 from cluster.config import RunConfig
-from cluster.driver_log import attempt, driver_log
+from cluster.driver_log import driver_log
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir
 from cluster.stop import Stop
@@ -23,8 +22,6 @@ from reasoning.errors import InputError, MachineError
 from reasoning.nodes import TreeReport
 from reasoning.records import Suite
 from reasoning.search import PolicyName, SearchSettings
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "heldout", "all")
 BUDGET = "laptop"
@@ -288,44 +285,29 @@ def _write(search: Search) -> None:
 
 
 def _finish(search: Search, stopped: str, code: int) -> int:
-    """The report and the end of the metrics; returns the exit code: `code`, or 1 where a search that ended well could
-    not be written down. Trouble in one part hides neither how the search ended nor the other parts."""
-    lost: list[str] = []
-
-    def tell(line: str) -> None:
-        with attempt("telling it", log):
-            search.console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def lose(line: str) -> None:
-        lost.append(line)
-        tell(line)
-
+    """See `job.wind_up`."""
     context = search.context
-    if context is not None:
-        with attempt("measuring memory", log, tell):
-            context.measure_memory()
-        search.state["peak_memory"] = max(search.state.get("peak_memory", 0), context.peak_memory)
-    with attempt("writing state.json", log, lose):
-        search.run_dir.write_state(search.state)
-    result = search_report.summarize(
-        search.config,
-        search.run_dir,
-        search.split,
-        len(search.trees),
-        list(search.reports.values()),
-        seconds=float(search.state.get("seconds", 0.0)),
-        peak_memory=int(search.state.get("peak_memory", 0)),
-        wandb_note=search.note,
-        stopped_early=stopped,
-    )
-    with attempt("writing the report", log, lose):
-        search_report.write(result, search.run_dir)
-    with attempt("showing the report", log, tell):
-        search_report.render(result, search.console)
-    code = code or int(bool(lost))
-    if context is not None and not context.workers.ray_is_gone:
-        import ray
 
-        with attempt("ending the metrics", log, tell):
-            ray.get(context.workers.tracker.finish.remote(code), timeout=90)
-    return code
+    def note_memory() -> None:
+        if context is not None:
+            context.measure_memory()
+            search.state["peak_memory"] = max(search.state.get("peak_memory", 0), context.peak_memory)
+
+    def sum_up() -> search_report.SearchReport:
+        return search_report.summarize(
+            search.config,
+            search.run_dir,
+            search.split,
+            len(search.trees),
+            list(search.reports.values()),
+            seconds=float(search.state.get("seconds", 0.0)),
+            peak_memory=int(search.state.get("peak_memory", 0)),
+            wandb_note=search.note,
+            stopped_early=stopped,
+        )
+
+    notes = {"measuring memory": note_memory}
+    return job.wind_up(
+        code, context, search.run_dir, search.state, search.console, notes, sum_up,
+        search_report.write, search_report.render,
+    )  # fmt: skip

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from actors.sampling import EngineError
-from cluster import flow
 from cluster.context import RunContext
+from cluster.rollouts import Chain, sample_chains
 from reasoning.estimators import bootstrap, pass_at_k
-from reasoning.records import Path, Problem, Suite, mean
-
-CALL_DEADLINE_S = 600.0
+from reasoning.records import Path, Suite, mean
 
 
 def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
@@ -26,40 +23,24 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
     c = run.config.eval
     problems = run.held_out[: c.problems]
     settings = run.config.search_settings().model_copy(update={"temperature": c.temperature})
-    engines = itertools.cycle(run.workers.rollouts)
+    chains = [
+        Chain(
+            f"{name}/{problem.id}/{'greedy' if greedy else index}",
+            problem,
+            Suite(problem_id=problem.id, tests=problem.tests),
+            run.config.seed * 1_000_003 + index,
+            greedy,
+        )
+        for greedy in ((False, True) if c.greedy else (False,))
+        for problem in problems
+        for index in range(1 if greedy else c.samples)
+    ]
+    paths, lost = sample_chains(run, chains, settings, f"evaluation {name}", _passed)
+    greedy = {p.problem_id: p for p in paths if p.tree_id.endswith("/greedy")}
     sampled: dict[str, list[Path]] = defaultdict(list)
-    greedy: dict[str, Path] = {}
-    lost = 0
-    jobs = [(p, i, False) for p in problems for i in range(c.samples)]
-    jobs += [(p, 0, True) for p in problems if c.greedy]
-
-    def call(job: tuple[Problem, int, bool]) -> Callable[[], Any]:
-        problem, index, is_greedy = job
-        suite = Suite(problem_id=problem.id, tests=problem.tests)
-        seed = run.config.seed * 1_000_003 + index
-        tag = "greedy" if is_greedy else str(index)
-
-        def start() -> Any:
-            worker = next(engines)
-            return worker.chain.remote(f"{name}/{problem.id}/{tag}", problem, suite, settings, seed, is_greedy)
-
-        return start
-
-    def on_result(path: Path | None) -> None:
-        nonlocal lost
-        if path is None:
-            lost += 1
-        elif path.tree_id.endswith("/greedy"):
-            greedy[path.problem_id] = path
-        else:
+    for path in paths:
+        if not path.tree_id.endswith("/greedy"):
             sampled[path.problem_id].append(path)
-        done = sum(map(len, sampled.values())) + len(greedy) + lost
-        passed = sum(p.solved for paths in sampled.values() for p in paths)
-        run.display.update(done, len(jobs), unit="paths", passed=passed)
-
-    in_flight = 2 * run.config.engine.max_num_seqs * len(run.workers.rollouts)
-    tick = run.live(dict)
-    flow.stream(map(call, jobs), in_flight, CALL_DEADLINE_S, f"evaluation {name}", on_result, tick)
     rates = {p.id: _rate(sampled[p.id]) for p in problems if sampled[p.id]}
     if not rates:
         raise EngineError(f"evaluation {name}: all {lost} chains were lost; the logs of the run say why")
@@ -82,6 +63,10 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
         "rates": rates,
         "note": f"pass@1 {interval}",
     }
+
+
+def _passed(paths: Sequence[Path]) -> dict[str, int]:
+    return {"passed": sum(p.solved for p in paths if not p.tree_id.endswith("/greedy"))}
 
 
 def _rate(paths: list[Path]) -> float:

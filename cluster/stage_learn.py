@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable
 from typing import Any
 
-from cluster import flow
 from cluster.context import RunContext
+from cluster.rollouts import Chain, sample_chains
 from learners.batches import Example
-from learners.learner import LearnerSpec
 from reasoning.advantages import group_relative
 from reasoning.budgets import within_tokens
 from reasoning.estimators import auc, calibration_error
 from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
 from reasoning.records import Path, StepLabel, Trajectory, mean
 from reasoning.steps import StepCodec, completion
-
-CALL_DEADLINE_S = 600.0
-
-
-def spec(run: RunContext, model: Any, kind: str, learning_rate: float) -> LearnerSpec:
-    return LearnerSpec(
-        model=str(model),
-        kind=kind,
-        learning_rate=learning_rate,
-        zero_stage=run.config.learner.zero_stage,  # type: ignore[arg-type]
-    )
 
 
 def search_paths(run: RunContext) -> list[Path]:
@@ -52,11 +38,11 @@ def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
     kept = [e for e in examples if len(e.token_ids) <= longest]
     if not kept:
         return {"skipped": "no solved path and no demonstration to learn from"}
-    run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
+    run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
     history = run.fit("sft", kept, run.fit_settings(c.batch_size, c.epochs), round_)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}-sft")
     run.state["shots"] = 0  # it has learnt the step format
-    run.publish_learner(round_)
+    run.publish_learner(round_, run.policy)
     run.tell_prompts()
     loss = history[-1]["sft/loss"]
     return {
@@ -106,7 +92,7 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
         return {"skipped": "no labelled step"}
     # From the policy, which knows the step format; the head is new.
     prior = min(0.99, max(0.01, mean_target(chosen)))
-    fresh = dataclasses.replace(spec(run, run.policy, "value", c.learning_rate), prior=prior)
+    fresh = dataclasses.replace(run.spec(run.policy, "value", c.learning_rate), prior=prior)
     run.workers.learner.load(fresh, run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("prm", chosen, settings, round_)
@@ -180,11 +166,11 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     if not chosen:
         return {"skipped": f"no group of {len(paths)} paths has anything to tell apart"}
     run.store.write_records("trajectories", f"round-{round_}", chosen)
-    run.workers.learner.load(spec(run, run.policy, "policy", c.learning_rate), run.config.seed)
+    run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
-    sync = run.publish_learner(round_)
+    sync = run.publish_learner(round_, run.policy)
     run.tell_prompts()
     kl = history[0]["rl/mismatch_kl"]
     return {
@@ -206,30 +192,19 @@ def _sample_groups(run: RunContext, round_: int) -> list[Path]:
     # Problems that the search found neither trivial nor hopeless teach most; the others fill up.
     rates = _pass_rates(run)
     problems.sort(key=lambda p: (not 0 < rates.get(p.id, 0.0) < 1, p.id))
-    jobs = [(p, i) for p in problems[: c.problems] for i in range(c.group)]
+    chains = [
+        Chain(
+            f"rl-round-{round_}/{problem.id}/{index}",
+            problem,
+            suites[problem.id],
+            run.config.seed * 1_000_003 + 104_729 * round_ + index,
+        )
+        for problem in problems[: c.problems]
+        for index in range(c.group)
+    ]
     # The learner's probabilities are over the whole vocabulary; so must be the ones that the ratio divides by.
     settings = run.config.search_settings().model_copy(update={"top_p": 1.0})
-    engines = itertools.cycle(run.workers.rollouts)
-    paths: list[Path] = []
-    lost = 0
-
-    def call(job: tuple[Any, int]) -> Callable[[], Any]:
-        problem, index = job
-        seed = run.config.seed * 1_000_003 + 104_729 * round_ + index
-        name = f"rl-round-{round_}/{problem.id}/{index}"
-        return lambda: next(engines).chain.remote(name, problem, suites[problem.id], settings, seed)
-
-    def on_result(path: Path | None) -> None:
-        nonlocal lost
-        if path is None:
-            lost += 1
-        else:
-            paths.append(path)
-        run.display.update(len(paths) + lost, len(jobs), unit="paths", solved=sum(p.solved for p in paths))
-
-    in_flight = 2 * run.config.engine.max_num_seqs * len(run.workers.rollouts)
-    flow.stream(map(call, jobs), in_flight, CALL_DEADLINE_S, "RL rollouts", on_result, run.live(dict))
-    return paths
+    return sample_chains(run, chains, settings, "RL rollouts", lambda ps: {"solved": sum(p.solved for p in ps)})[0]
 
 
 def _pass_rates(run: RunContext) -> dict[str, float]:
@@ -255,6 +230,6 @@ def _process_scores(run: RunContext, paths: list[Path]) -> dict[int, list[float]
         labels.append(
             StepLabel(problem_id=path.problem_id, token_ids=tuple(ids), ends=tuple(ends), targets=zeros, weights=zeros)
         )
-    run.workers.learner.load(spec(run, run.dir.path / run.state["prm"], "value", 1e-6), run.config.seed)
+    run.workers.learner.load(run.spec(run.dir.path / run.state["prm"], "value", 1e-6), run.config.seed)
     scores = run.workers.learner.step_scores(labels, run.fit_settings(1, 1), run.config.learner.deadline_s)
     return dict(enumerate(scores))

@@ -1,259 +1,303 @@
-"""The test case generator: SFT, DPO, generation, and the suites that decide rewards (method section 2)."""
+"""The test case generator in the loop: its training, and the suites that decide rewards (method section 2)."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
-from actors.sampling import Draw
-from actors.sandbox_pool import RayPool
-from actors.suite_builder import BuildSettings, Material, SuiteBuilder
-from cluster import flow
+from actors.suite_builder import SuiteBuilder
+from cluster import tcg_generation as generation
+from cluster import tcg_report
+from cluster import tcg_training as training
+from cluster.background import Background
 from cluster.context import RunContext
-from cluster.stage_learn import spec
-from learners.batches import Example, PreferenceExample
-from reasoning.records import GeneratedText, Problem, ProblemTest, Suite, mean
-from reasoning.suites import tests_by_origin
-from reasoning.test_cases import (
-    OPENING,
-    ParsedCase,
-    parse_cases,
-    preference_pairs,
-    sft_completions,
-    tcg_messages,
-)
+from cluster.rollouts import Chain, sample_chains
+from cluster.tcg_generation import Texts
+from reasoning.estimators import bootstrap_ratio
+from reasoning.records import Problem, Suite, mean
+from reasoning.suites import split_given, tests_by_origin
+from reasoning.test_cases import CASES_PER_PROMPT
+from sandbox.cache import program_key
 
-CALL_DEADLINE_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """What the generator wrote for one problem. `tests`: inputs on which all references ran and agreed, with their
-    outputs; `right`: cases whose model-written output is the reference's; `cases`: all that could be read and run
-    (those that the sandbox itself failed on are in neither); `lost`: texts that the engine failed to write."""
-
-    tests: list[ProblemTest]
-    cases: int
-    right: int
-    lost: int = 0
-
-
-def tcg(run: RunContext, round_: int) -> dict[str, Any]:
-    """Train the generator, generate, execute references for the outputs, and decide which suites may score rewards.
-
-    Its accuracy is that on problems which it was not trained on.
-    """
-    c = run.config.tcg
-    problems = run.train_of(round_)
-    kept_out = min(c.measure_problems, max(1, len(problems) // 3)) if len(problems) > 1 else 0
-    unseen, taught = problems[:kept_out], problems[kept_out:]
-    rng = random.Random(run.config.seed)
-    result: dict[str, Any] = {"accuracy_sft": None, "accuracy_dpo": None, "measured_problems": len(unseen)}
-    base_scores = run.sync.current_scores() if run.sync is not None else []
-    generated: dict[str, Generated] = {}
-    material = asyncio.run(_material(run, taught))
-    if _train_sft(run, round_, taught, material, rng):
-        run.publish_learner(round_)
-        pairs = _dpo_pairs(run, taught, material, rng)
-        if pairs:
-            if unseen:
-                result["accuracy_sft"] = _accuracy(_generate(run, unseen, f"round-{round_}-sft", seed=1), unseen)
-            _train_dpo(run, round_, pairs)
-            run.publish_learner(round_)
-        run.checkpoint(f"tcg-round-{round_}")
-        generated = _generate(run, problems, f"round-{round_}", seed=2)
-        result["accuracy_dpo" if pairs else "accuracy_sft"] = _accuracy(generated, unseen)
-        result["measured_cases"] = sum(generated[p.id].cases for p in unseen)
-        run.workers.learner.release()
-        # The engine goes back to the policy's weights; what it said under them before is the proof.
-        run.publish(run.policy, base_scores, round_)
-    suites = asyncio.run(_suites(run, problems, generated))
-    run.store.write_suites("current", suites)
-    run.store.write_suites(f"round-{round_}", suites)
-    return _report(run, round_, suites, generated, result)
-
-
-def _report(
-    run: RunContext, round_: int, suites: list[Suite], generated: dict[str, Generated], result: dict[str, Any]
-) -> dict[str, Any]:
-    origins = tests_by_origin(suites)
-    refused = [s for s in suites if not s.accepted]
-    rates = [s.kill_rate for s in suites if s.kill_rate is not None]
-    accuracy = result["accuracy_dpo"] if result["accuracy_dpo"] is not None else result["accuracy_sft"]
-    metrics: dict[str, float] = {
-        "tcg/suites": len(suites),
-        "tcg/suites_refused": len(refused),
-        "tcg/generated_cases": sum(g.cases for g in generated.values()),
-        "tcg/lost_texts": sum(g.lost for g in generated.values()),
-        "tcg/valid_tests": sum(len(g.tests) for g in generated.values()),
-        "tcg/kill_rate": mean(rates),
-        **_quality(suites),
-        **{f"tcg/tests_{name}": n for name, n in origins.items()},
-    }
-    for name, value in (("tcg/output_accuracy", accuracy), ("tcg/output_accuracy_sft", result["accuracy_sft"])):
-        if value is not None:
-            metrics[name] = value
-    run.log(metrics, round_)
-    shown = "output accuracy unknown" if accuracy is None else f"output accuracy {100 * accuracy:.0f} %"
-    result.update(
-        origins=origins,
-        refused=[{"problem": s.problem_id, "reason": s.reason} for s in refused],
-        kill_rate=mean(rates),
-        note=f"{sum(origins.values())} tests, {origins['reference']} on generated inputs; "
-        f"{len(refused)} suites refused; {shown}",
-    )
-    return result
-
-
-def _quality(suites: Sequence[Suite]) -> dict[str, float]:
-    """Of all suites together: mutants that were told from their references, killed by the suites and by the given tests
-    among the candidates; inputs made by mutation that the references took; needless tests."""
-    found = [s.quality for s in suites if s.quality is not None]
-    screened, inputs = sum(q.screened for q in found), sum(q.inputs for q in found)
-    return {
-        "tcg/mutants": screened,
-        "tcg/mutants_killed": sum(q.killed for q in found) / max(1, screened),
-        "tcg/mutants_killed_by_given": sum(q.killed_by_given for q in found) / max(1, screened),
-        "tcg/inputs_legal": sum(q.inputs_legal for q in found) / max(1, inputs),
-        "tcg/redundancy": mean([q.redundancy for q in found]),
-    }
+POLICY_PROGRAMS = 8
+"""Of a problem, that suites are measured with: the latest ones."""
+BUILD_DEADLINE_S = 1800.0
+"""How long the building of one suite may take after all that wait before it."""
 
 
 # --- training ---
 
 
-def _prompt(run: RunContext, problem: Problem) -> list[int]:
-    """The generator's prompt; like a step's header, the opening of the answer is written by the system."""
-    messages = tcg_messages(problem, problem.references[0])
-    return [*run.tokens.encode_chat(messages), *run.tokens.encode(OPENING)]
-
-
-def _example(run: RunContext, problem: Problem, prompt: Sequence[int], completion: str) -> Example:
-    ids = [*run.tokens.encode(completion.removeprefix(OPENING)), *run.tokens.end_ids]
-    return Example((*prompt, *ids), (*[0] * len(prompt), *[1] * len(ids)), problem.id)
-
-
-async def _material(run: RunContext, problems: Sequence[Problem]) -> dict[str, Material]:
-    builder = _builder(run)
-    found = await asyncio.gather(*[builder.material(problem) for problem in problems])
-    return {problem.id: one for problem, one in zip(problems, found, strict=True)}
-
-
-def _train_sft(
-    run: RunContext, round_: int, problems: Sequence[Problem], material: dict[str, Material], rng: random.Random
-) -> bool:
+def tcg(run: RunContext, round_: int) -> dict[str, Any]:
+    """Train the generator on the problems of the round. Its accuracy is that on those which it was not trained on."""
     c = run.config.tcg
-    examples = []
-    for problem in problems:
-        prompt = _prompt(run, problem)
-        texts = sft_completions(material[problem.id].tests, rng, c.sft_completions)
-        examples += [_example(run, problem, prompt, text) for text in texts]
-    examples = [e for e in examples if len(e.token_ids) <= run.config.learner.max_tokens]
+    problems = run.train_of(round_)
+    kept_out = min(c.measure_problems, max(1, len(problems) // 3)) if len(problems) > 1 else 0
+    return train_generator(run, round_, problems[kept_out:], problems[:kept_out], [c.mode == "reference"])
+
+
+def train_generator(
+    run: RunContext, round_: int, taught: Sequence[Problem], unseen: Sequence[Problem], measured: Sequence[bool]
+) -> dict[str, Any]:
+    """SFT, DPO and, where the configuration says so, self-play on `taught`; the accuracy on `unseen` after each, by
+    prompts that show the reference (True in `measured`) or not. The checkpoints are in the state of the run."""
+    c = run.config.tcg
+    result: dict[str, Any] = {"measured_problems": len(unseen), "taught_problems": len(taught)}
+    programs = sample_policy(run, round_, [*taught, *unseen])
+    if not c.sft_completions:
+        return {**result, "skipped": "tcg.sft_completions is 0"}
+    rng = random.Random(run.config.seed)
+    found = training.materials(run, taught, programs)
+    examples = training.sft_examples(run, taught, found, rng)
     if not examples:
-        return False
-    run.workers.learner.load(spec(run, run.model, "policy", c.learning_rate), run.config.seed)
-    run.fit("sft", examples, run.fit_settings(c.batch_size, c.sft_epochs), round_, "tcg_sft")
-    run.state["tcg_sft"] = run.checkpoint(f"tcg-sft-round-{round_}")
-    return True
+        return {**result, "skipped": "no problem has three tests to learn from"}
+    made = training.train_sft(run, round_, first_generator(run), examples)
+    run.state["tcg"] = run.state["tcg_sft"]
+    result["sft"] = measure(run, unseen, f"round-{round_}-sft", measured)
+    pairs = training.dpo_pairs(run, taught, found, rng)
+    if pairs:
+        last = training.train_dpo(run, round_, made, pairs)[-1]
+        result["dpo"] = measure(run, unseen, f"round-{round_}-dpo", measured)
+        result["dpo_stopped"] = bool(last["dpo/stopped"])
+    if c.self_play:
+        result["self_play"] = training.self_play(run, round_, taught, found)
+        if result["self_play"]:
+            run.log({f"tcg/self_play_{name}": value for name, value in result["self_play"].items()}, round_)
+            result["after_self_play"] = measure(run, unseen, f"round-{round_}-self-play", measured)
+    run.workers.learner.release()
+    _log_accuracy(run, round_, result)
+    return {**result, "note": _training_note(result, len(examples), len(pairs))}
 
 
-def _dpo_pairs(
-    run: RunContext, problems: Sequence[Problem], material: dict[str, Material], rng: random.Random
-) -> list[PreferenceExample]:
+def first_generator(run: RunContext) -> Path:
+    """What training begins with: the generator of the round before, the one that is given, or the model."""
+    if run.state.get("tcg"):
+        return run.dir.path / str(run.state["tcg"])
+    return Path(run.config.tcg.generator) if run.config.tcg.generator else run.model
+
+
+def measure(
+    run: RunContext, problems: Sequence[Problem], shard: str, with_code: Sequence[bool]
+) -> dict[str, dict[str, Any]]:
+    """How often the references agree with what the generator writes (the paper's output accuracy), by mode; the weights
+    are those that the engines hold. Shares are None where nothing was written that could be read."""
+    found = {}
+    for shown in with_code if problems else ():
+        mode = "reference" if shown else "question_only"
+        texts = generation.write_texts(run, problems, f"{shard}-{mode}", shown, seed=1)
+        executed = generation.execute(run, problems, texts)
+        rows = [executed[p.id] for p in problems]
+        known, right = [e.known for e in rows], [e.right for e in rows]
+        interval = bootstrap_ratio(right, known, run.config.seed) if sum(known) else None
+        found[mode] = {
+            "asked": CASES_PER_PROMPT * sum(map(len, texts.values())),
+            "cases": sum(known),
+            "valid": sum(len(e.tests) for e in rows),
+            "right": sum(right),
+            "accuracy": interval.mean if interval else None,
+            "low": interval.low if interval else None,
+            "high": interval.high if interval else None,
+            "by_problem": {p.id: [e.right, e.known] for p, e in zip(problems, rows, strict=True)},
+        }
+    return found
+
+
+def accuracy_of(result: dict[str, Any], step: str) -> float | None:
+    """Output accuracy after a step ("sft", "dpo", "after_self_play") in the first mode that was measured."""
+    modes = result.get(step) or {}
+    first = next(iter(modes.values()), None)
+    if first is None:
+        return None
+    return float(first["accuracy"] or 0.0)  # nothing readable: none of it is right
+
+
+def _log_accuracy(run: RunContext, round_: int, result: dict[str, Any]) -> None:
+    metrics = {
+        f"tcg/output_accuracy_{step}{'' if mode == 'reference' else '_question_only'}": found["accuracy"] or 0.0
+        for step in ("sft", "dpo", "after_self_play")
+        for mode, found in (result.get(step) or {}).items()
+    }
+    last = [a for step in ("sft", "dpo", "after_self_play") if (a := accuracy_of(result, step)) is not None]
+    if last:
+        metrics["tcg/output_accuracy"] = last[-1]
+    if metrics:
+        run.log(metrics, round_)
+
+
+def _training_note(result: dict[str, Any], examples: int, pairs: int) -> str:
+    shown = [f"{examples} texts, {pairs} pairs"]
+    for step, name in (("sft", "SFT"), ("dpo", "DPO"), ("after_self_play", "self-play")):
+        accuracy = accuracy_of(result, step)
+        if accuracy is not None:
+            shown.append(f"output accuracy {100 * accuracy:.0f} % after {name}")
+    return "; ".join(shown)
+
+
+# --- programs of the policy ---
+
+
+def sample_policy(run: RunContext, round_: int, problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """Programs by problem id: `tcg.policy_samples` of the policy as it is, and those of earlier rounds."""
     c = run.config.tcg
-    per_problem = -(-c.dpo_pairs // max(1, len(problems)))
-    pairs: list[PreferenceExample] = []
-    for problem in rng.sample(list(problems), len(problems)):
-        prompt = _prompt(run, problem)
-        own = material[problem.id]
-        for pair in preference_pairs(problem, own.tests, "", rng, per_problem, own.wrong):
-            chosen, rejected = (_example(run, problem, prompt, text) for text in (pair.chosen, pair.rejected))
-            if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
-                pairs.append(PreferenceExample(chosen, rejected))
-    return pairs[: c.dpo_pairs]
+    shard = f"samples-round-{round_}"
+    if c.policy_samples:
+        run.serve(run.policy, round_)
+        settings = run.config.search_settings()
+        chains = [
+            Chain(
+                f"{shard}/{problem.id}/{index}",
+                problem,
+                Suite(problem_id=problem.id, tests=split_given(problem)[0]),
+                run.config.seed * 1_000_003 + 15_485_863 * round_ + index,
+            )
+            for problem in problems
+            for index in range(c.policy_samples)
+        ]
+        paths, _ = sample_chains(run, chains, settings, "programs of the policy", lambda paths: {})
+        run.store.write_paths(shard, paths)
+    return policy_programs(run, problems)
 
 
-def _train_dpo(run: RunContext, round_: int, pairs: list[PreferenceExample]) -> None:
-    c = run.config.tcg
-    model = run.dir.path / run.state["tcg_sft"]
-    run.workers.learner.load(spec(run, model, "policy", c.dpo_learning_rate), run.config.seed)
-    run.fit("dpo", pairs, run.fit_settings(c.batch_size, 1), round_, "tcg_dpo", beta=c.beta)
-
-
-# --- generation ---
-
-
-def _generate(run: RunContext, problems: Sequence[Problem], shard: str, seed: int) -> dict[str, Generated]:
-    """Texts by the generator, kept in `data/generated`; outputs by executing every reference."""
-    c = run.config.tcg
-    draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
-    workers = itertools.cycle(run.workers.rollouts)
-    texts: dict[str, list[str | None]] = {}
-
-    def call(index: int) -> Callable[[], Any]:
-        problem = problems[index]
-        prompts = [_prompt(run, problem)] * c.prompts
-        first = run.config.seed + 1000 * seed + c.prompts * index
-        return lambda: next(workers).draw_texts.remote(problem.id, prompts, draw, first)
-
-    def on_result(result: tuple[str, list[str | None]]) -> None:
-        texts[result[0]] = result[1]
-        run.display.update(len(texts), len(problems), unit="problems", loss=None)
-
-    in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
-    calls = map(call, range(len(problems)))
-    flow.stream(calls, in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
-    written = [
-        GeneratedText(problem_id=p.id, text=text or "", lost=text is None) for p in problems for text in texts[p.id]
-    ]
-    run.store.write_records("generated", shard, written)
-    by_problem: dict[str, dict[str, ParsedCase]] = {p.id: {} for p in problems}
-    for problem in problems:
-        for text in texts[problem.id]:
-            for case in parse_cases(OPENING + (text or ""), problem):
-                by_problem[problem.id].setdefault(case.key, case)
-    found = asyncio.run(_execute_all(run, problems, {name: list(cases.values()) for name, cases in by_problem.items()}))
-    return {name: replace(generated, lost=texts[name].count(None)) for name, generated in found.items()}
-
-
-async def _execute_all(
-    run: RunContext, problems: Sequence[Problem], cases: dict[str, list[ParsedCase]]
-) -> dict[str, Generated]:
-    builder = _builder(run)
-    found = await asyncio.gather(*[builder.execute(p, cases[p.id]) for p in problems])
-    return {p.id: Generated(e.tests, e.known, e.right) for p, e in zip(problems, found, strict=True)}
-
-
-def _builder(run: RunContext) -> SuiteBuilder:
-    c = run.config.tcg
-    settings = BuildSettings(c.suite_size, c.mutated_inputs, c.screening_inputs, c.mutants, c.kill_bar, run.config.seed)
-    return SuiteBuilder(RayPool(run.workers.sandboxes), run.config.sandbox.limits(), settings)
-
-
-def _accuracy(generated: dict[str, Generated], problems: Sequence[Problem]) -> float | None:
-    """Share of the test cases generated for `problems` on which the references agree with the output that the model
-    wrote; 0 where it wrote nothing that could be read, None where there is no problem to measure on."""
-    mine = [generated[p.id] for p in problems]
-    return sum(g.right for g in mine) / max(1, sum(g.cases for g in mine)) if mine else None
+def policy_programs(run: RunContext, problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """What the policy wrote for each problem in this run, the latest programs first, equal ones once."""
+    wanted = {p.id for p in problems}
+    files = [f for f in (run.dir.data / "paths").glob("*round-*.parquet") if not f.name.startswith("eval-")]
+    found: dict[str, dict[bytes, str]] = {}
+    for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name), reverse=True):
+        for path in run.store.read_paths([file.stem]):
+            if path.program is not None and path.problem_id in wanted:
+                mine = found.setdefault(path.problem_id, {})
+                if len(mine) < POLICY_PROGRAMS:
+                    mine.setdefault(program_key(path.program), path.program)
+    return {name: list(programs.values()) for name, programs in found.items()}
 
 
 # --- suites ---
 
 
-async def _suites(run: RunContext, problems: Sequence[Problem], generated: dict[str, Generated]) -> list[Suite]:
-    builder = _builder(run)
-    done = 0
+def suites(run: RunContext, round_: int) -> dict[str, Any]:
+    """Have the generator write for the problems of the round, and decide which suites may score rewards."""
+    return make_suites(run, round_, run.train_of(round_))
 
-    async def one(problem: Problem) -> Suite:
-        nonlocal done
-        own = generated.get(problem.id)
-        suite = await builder.build(problem, own.tests if own else [])
-        done += 1
-        run.display.update(done, len(problems), unit="suites", loss=None, tokens_per_s=None, programs_per_s=None)
-        return suite
 
-    return list(await asyncio.gather(*[one(p) for p in problems]))
+def make_suites(run: RunContext, round_: int, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Texts by the generator of the state (none where there is none), and the suites that are made from them: by
+    executing references, or in mode "question_only" by consensus. The engines hold the policy then."""
+    c = run.config.tcg
+    with_code = c.mode == "reference"
+    maker = generation.builder(run)
+    programs = policy_programs(run, problems)
+    by_id = {p.id: p for p in problems}
+    texts: Texts = {}
+    began = time.monotonic()
+    with Background() as background:
+        building: dict[str, Future[Suite]] = {}
+
+        def build(name: str, written: list[str | None]) -> None:
+            own = programs.get(name, [])
+            building[name] = background.start(_build(maker, by_id[name], written, own, with_code))
+
+        if c.sft_completions and (run.state.get("tcg") or c.generator or not with_code):
+            run.serve(first_generator(run), round_)
+            texts = generation.write_texts(run, problems, f"round-{round_}", with_code, seed=2, on_texts=build)
+        else:
+            for problem in problems:
+                build(problem.id, [])
+        written_s = time.monotonic() - began
+        run.serve(run.policy, round_)
+        found = [_suite_of(run, building, p.id) for p in problems]
+    seconds = max(1e-6, time.monotonic() - began)
+    slots = run.config.sandbox.workers * run.config.sandbox.slots
+    speeds = {
+        "tcg/suites_per_minute": 60 * len(found) / seconds,
+        "tcg/sandbox_busy": maker.executions.busy_s / seconds / slots,
+        "tcg/writing_share": written_s / seconds,
+    }
+    run.store.write_suites("current", found)
+    run.store.write_suites(f"round-{round_}", found)
+    return {**_report(run, round_, found, texts, speeds), **{name.partition("/")[2]: v for name, v in speeds.items()}}
+
+
+async def _build(
+    maker: SuiteBuilder, problem: Problem, texts: Sequence[str | None], programs: list[str], by_reference: bool
+) -> Suite:
+    mine = [text for text in texts if text is not None]
+    cases, asked = generation.cases_of(problem, mine), CASES_PER_PROMPT * len(mine)
+    if not by_reference:
+        return await maker.build_agreed(problem, cases, programs, asked)
+    return await maker.build(problem, await maker.executions.by_references(problem, cases), programs, asked)
+
+
+def _suite_of(run: RunContext, building: dict[str, Future[Suite]], name: str) -> Suite:
+    """The suite of a problem when it is there; a signal is heard meanwhile."""
+    deadline = time.monotonic() + BUILD_DEADLINE_S
+    while True:
+        done = sum(future.done() for future in building.values())
+        run.display.update(done, len(building), unit="suites", loss=None, tokens_per_s=None, programs_per_s=None)
+        run.tick()
+        try:
+            return building[name].result(timeout=1.0)
+        except TimeoutError:
+            if building[name].done():  # its own, not that of the waiting
+                raise
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"suites: that of {name} was not done within {BUILD_DEADLINE_S:.0f} s") from None
+
+
+def _report(run: RunContext, round_: int, found: list[Suite], texts: Texts, speeds: dict[str, float]) -> dict[str, Any]:
+    origins = tests_by_origin(found)
+    refused = [s for s in found if not s.accepted]
+    rates = [s.kill_rate for s in found if s.kill_rate is not None]
+    run.log(
+        {
+            "tcg/suites": len(found),
+            "tcg/suites_refused": len(refused),
+            "tcg/lost_texts": sum(one.count(None) for one in texts.values()),
+            "tcg/kill_rate": mean(rates),
+            **speeds,
+            **_quality(found),
+            **{f"tcg/tests_{name}": n for name, n in origins.items()},
+            **tcg_report.metrics(tcg_report.rows(found, run.config.seed)),
+        },
+        round_,
+    )
+    return {
+        "suites": len(found),
+        "origins": origins,
+        "refused": [{"problem": s.problem_id, "reason": s.reason} for s in refused],
+        "kill_rate": mean(rates),
+        "note": f"{sum(origins.values())} tests, {origins['reference'] + origins['consensus']} on generated inputs; "
+        f"{len(refused)} suites refused",
+    }
+
+
+def _quality(found: Sequence[Suite]) -> dict[str, float]:
+    """Of all suites together, see `SuiteQuality`."""
+    known = [s.quality for s in found if s.quality is not None]
+
+    def total(name: str) -> int:
+        return sum(getattr(q, name) for q in known)
+
+    def share(part: str, whole: str) -> float:
+        return total(part) / max(1, total(whole))
+
+    return {
+        "tcg/generated_cases": total("cases"),
+        "tcg/validity": share("cases_valid", "asked"),
+        "tcg/suite_output_accuracy": share("cases_right", "cases"),
+        "tcg/inputs_legal": share("inputs_legal", "inputs"),
+        "tcg/mutants": total("screened"),
+        "tcg/mutants_killed": share("killed", "screened"),
+        "tcg/mutants_killed_by_given": share("killed_by_given", "screened"),
+        "tcg/policy_programs_wrong": total("samples_wrong"),
+        "tcg/policy_programs_killed": share("samples_killed", "samples_wrong"),
+        "tcg/policy_programs_killed_by_given": share("samples_killed_by_given", "samples_wrong"),
+        "tcg/false_accept": mean([q.false_accept for q in known if q.false_accept is not None]),
+        "tcg/false_reject": mean([q.false_reject for q in known if q.false_reject is not None]),
+        "tcg/branch_coverage": share("branches_covered", "branches"),
+        "tcg/redundancy": mean([q.redundancy for q in known]),
+    }

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.context import RunContext
 from cluster.report import EvalSummary, RunSummary, SearchCount, Showcase, SolvedExample
+from cluster.stage_tcg import accuracy_of
 from reasoning.estimators import Interval
 from reasoning.records import Path
 from reasoning.steps import TITLES
@@ -21,6 +22,7 @@ def summarize(run: RunContext, wandb_note: str, stopped_early: str = "") -> RunS
     found = [stages[f"{r}/search"] for r in rounds if "solved" in stages.get(f"{r}/search", {})]
     renewed = [stages[f"{r}/new_data"] for r in rounds if "solved" in stages.get(f"{r}/new_data", {})]
     tcg = next((stages[f"{r}/tcg"] for r in reversed(rounds) if f"{r}/tcg" in stages), {})
+    suites = next((stages[f"{r}/suites"] for r in reversed(rounds) if f"{r}/suites" in stages), {})
     prm = next((stages[f"{r}/prm"] for r in reversed(rounds) if f"{r}/prm" in stages), {})
     sync = run.state.get("sync_seconds") or []
     counters = run.state.get("counters", {})
@@ -38,11 +40,11 @@ def summarize(run: RunContext, wandb_note: str, stopped_early: str = "") -> RunS
         solved_after=SearchCount(searched=renewed[-1]["problems"], solved=len(renewed[-1]["solved"]))
         if renewed
         else None,
-        tests_by_origin=tcg.get("origins", {}),
-        suites_refused=len(tcg["refused"]) if "refused" in tcg else None,
-        tcg_output_accuracy_sft=tcg.get("accuracy_sft"),
-        tcg_output_accuracy_dpo=tcg.get("accuracy_dpo"),
-        tcg_measured_cases=tcg.get("measured_cases"),
+        tests_by_origin=suites.get("origins", {}),
+        suites_refused=len(suites["refused"]) if "refused" in suites else None,
+        tcg_output_accuracy_sft=accuracy_of(tcg, "sft"),
+        tcg_output_accuracy_dpo=accuracy_of(tcg, "dpo"),
+        tcg_measured_cases=next((m["cases"] for m in (tcg.get("dpo") or tcg.get("sft") or {}).values()), None),
         tcg_measured_problems=tcg.get("measured_problems"),
         prm_auc=prm.get("auc"),
         weight_version=run.state.get("weight_version"),

@@ -36,6 +36,7 @@ AXIS_OF = {
     "eval/*": "round",
     "search/*": "round",
     "tcg/*": "round",
+    "tcg_difficulty/*": "round",
     "sandbox/*": "round",
     "sync/*": "round",
     "prm/*": "round",
@@ -44,6 +45,7 @@ AXIS_OF = {
     "sft/*": "learner/step",
     "tcg_sft/*": "learner/step",
     "tcg_dpo/*": "learner/step",
+    "tcg_rl/*": "learner/step",
 }
 """Metric, or its family, to the axis that a line with it must carry. Everything else is drawn over `wall_s`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,12 @@ from rich.console import Console
 
 from cluster import job, preflight
 from cluster.config import RunConfig
-from cluster.driver_log import attempt, driver_log
+from cluster.driver_log import driver_log
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir
 from cluster.stop import Stop
 from cluster.workers import Workers, prepare_environment
 from reasoning.records import Problem
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,47 +129,18 @@ def _loop(context: Any) -> None:
 
 
 def _finish(context: Any, note: str, stopped: str, code: int, console: Console) -> int:
-    """The report and the end of the metrics; returns the exit code: `code`, or 1 where a run that ended well could not
-    be written down.
-
-    Each part stands for itself: trouble in one (a full disk) hides neither how the run ended nor the other parts.
-    """
+    """See `job.wind_up`."""
     if context is None:
         return code
-    import ray
-
     from cluster import report, summary
 
-    lost: list[str] = []
-
-    def tell(line: str) -> None:
-        with attempt("telling it", log):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def lose(line: str) -> None:
-        lost.append(line)
-        tell(line)
-
+    notes = {"measuring memory": context.measure_memory}
     if not context.workers.ray_is_gone:
-        with attempt("counting tokens and programs", log, tell):
-            _count(context)
-    with attempt("measuring memory", log, tell):
-        context.measure_memory()
-    with attempt("writing state.json", log, lose):
-        context.dir.write_state(context.state)
-    result = None
-    with attempt("summing up the run", log, lose):
-        result = summary.summarize(context, note, stopped)
-    if result is not None:
-        with attempt("writing the report", log, lose):
-            report.write(result, context.dir)
-        with attempt("showing the report", log, tell):
-            report.render(result, console)
-    code = code or int(bool(lost))
-    if not context.workers.ray_is_gone:
-        with attempt("ending the metrics", log, tell):
-            ray.get(context.workers.tracker.finish.remote(code), timeout=90)
-    return code
+        notes = {"counting tokens and programs": lambda: _count(context), **notes}
+    return job.wind_up(
+        code, context, context.dir, context.state, console, notes,
+        lambda: summary.summarize(context, note, stopped), report.write, report.render,
+    )  # fmt: skip
 
 
 def _count(context: Any) -> None:

@@ -1,4 +1,4 @@
-"""The one error for bad input, and the one for a machine that fails."""
+"""The one error for bad input, the one for a bad row of it, and the one for a machine that fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str, str]]:
         # Exceptions with several arguments do not survive pickling by themselves (Ray ships them between processes).
         return InputError, (self.field, self.value, self.legal, self.reason)
+
+
+class RowError(ValueError):
+    """A row that is not a problem; the message says why."""
 
 
 class MachineError(RuntimeError):

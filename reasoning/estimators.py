@@ -43,6 +43,27 @@ def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> 
     return Interval(sum(values) / n, means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1], n)
 
 
+def bootstrap_ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """sum(parts) / sum(wholes) with a percentile bootstrap over problems, of which each has a part and a whole: the
+    cases of one problem stand or fall together.
+
+    Raises ValueError where the wholes add up to nothing, or for unequal lengths.
+    """
+    if not sum(wholes):
+        raise ValueError("wholes: add up to 0; a share needs at least one case")
+    pairs = list(zip(parts, wholes, strict=True))
+    rng = random.Random(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = rng.choices(pairs, k=len(pairs))
+        whole = sum(w for _, w in drawn)
+        if whole:
+            found.append(sum(p for p, _ in drawn) / whole)
+    found.sort()
+    low, high = found[int(0.025 * len(found))], found[max(0, int(0.975 * len(found)) - 1)]
+    return Interval(sum(parts) / sum(wholes), low, high, len(pairs))
+
+
 def auc(scores: Sequence[float], positives: Sequence[float], negatives: Sequence[float]) -> float | None:
     """Weighted area under the ROC curve; item i counts `positives[i]` times as a positive and `negatives[i]` times as a
     negative. Ties count half. None where one class is empty or a score is not a number."""

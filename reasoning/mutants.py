@@ -6,9 +6,9 @@ import ast
 import copy
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 Fault = Literal[
     "comparison", "boundary", "arithmetic", "logic", "constant", "slice", "loop bound", "return", "removed statement"
@@ -88,6 +88,30 @@ def mutants(source: str, limit: int, seed: int = 0) -> list[Mutant]:
         if text != original:
             found.setdefault(text, Mutant(text + "\n", fault))
     return list(found.values())
+
+
+def constant_programs(entry_point: str | None, expected: Sequence[Any]) -> list[str]:
+    """Programs that always give the same answer: none, and the commonest of the `expected` ones (for a program that
+    prints: of its outputs) that can be written down. A suite that one of them passes looks at nothing."""
+    counts = Counter(map(repr, expected))
+    answers = [repr(None), *(text for text, _ in counts.most_common() if text != repr(None) and _is_literal(text))][:2]
+    if entry_point is None:
+        return [f"import sys\nsys.stdout.write({answer} or '')\n" for answer in answers]
+    owner, _, method = entry_point.rpartition(".")
+    if owner:
+        return [
+            f"class {owner}:\n    def {method}(self, *arguments, **keywords):\n        return {answer}\n"
+            for answer in answers
+        ]
+    return [f"def {method}(*arguments, **keywords):\n    return {answer}\n" for answer in answers]
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _turns(tree: ast.AST, assigned: Counter[str], rng: random.Random) -> Iterator[tuple[int, int]]:

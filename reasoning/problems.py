@@ -1,4 +1,7 @@
-"""Problems from rows: our own JSONL layout, MBPP's, and the bundled set. Fetching a hub data set is done elsewhere."""
+"""Problems from rows: our own JSONL layout, MBPP's, HumanEval's, TACO's, and the bundled set.
+
+Fetching a hub data set is done elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from reasoning.asserts import AssertedCase, AssertError, convert_assert, convert_check, imports_of
-from reasoning.errors import InputError
+from reasoning.errors import InputError, RowError
 from reasoning.records import Demonstration, Problem, ProblemTest
+from reasoning.taco import from_taco
+from reasoning.taco import row_id as taco_id
 from sandbox import AssertCase
 
 BUNDLED = Path(__file__).resolve().parent / "bundled"
@@ -23,10 +28,6 @@ MBPP_TEST_IDS = range(11, 511)
 
 BadRow = Callable[[int, str, str], None]
 """Told of a row that is left out: its number, id and what is wrong with it."""
-
-
-class RowError(ValueError):
-    """A row that is not a problem; the message says why."""
 
 
 def bundled() -> list[Problem]:
@@ -41,7 +42,7 @@ def demonstrations() -> list[Demonstration]:
 
 
 def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None) -> list[Problem]:
-    """The problems of a file with one JSON object a line, in our layout or MBPP's.
+    """The problems of a file with one JSON object a line, in our layout or one of those that are known.
 
     `ids`: only these (an MBPP number or a whole id). Every row asked for must be good, unless `on_bad` is given.
 
@@ -118,6 +119,8 @@ def row_id(row: Any) -> str:
         return f"mbpp/{row['task_id']}"
     if "task_id" in row and "canonical_solution" in row:
         return str(row["task_id"]).lower()
+    if "input_output" in row:
+        return taco_id(row)
     return str(row.get("id", ""))
 
 
@@ -129,6 +132,8 @@ def from_row(row: Any) -> Problem:
         return from_mbpp(row)
     if "canonical_solution" in row and "test" in row:
         return from_humaneval(row)
+    if "input_output" in row:
+        return from_taco(row)
     try:
         # JSON text, so that typed values (tuples, sets) are decoded.
         text = json.dumps(row)

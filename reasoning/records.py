@@ -49,13 +49,14 @@ class ProblemTest(Record):
 class Problem(Record):
     """A programming problem.
 
-    `entry_point`: the function to write, or None where the program reads stdin and prints.
+    `entry_point`: the function to write, or None where the program reads stdin and prints. `references`: right
+    solutions; without one a problem can be searched and given tests by consensus, but not be trained on.
     """
 
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
     entry_point: str | None = None
-    references: tuple[str, ...] = Field(min_length=1)
+    references: tuple[str, ...] = ()
     tests: tuple[ProblemTest, ...] = Field(min_length=1)
     difficulty: str = "unknown"
     split: Literal["train", "heldout"] = "train"
@@ -72,18 +73,36 @@ class Problem(Record):
 class SuiteQuality(Record):
     """What a suite was measured by (method section 2).
 
-    `inputs`: made from known ones; `inputs_legal`: those on which the references ran and agreed. `mutants`: programs
-    with one fault; `screened`: those that any known test tells from the reference, the others count as its equals;
-    `killed`, `killed_by_given`: by the suite, and by the given tests among the candidates. `redundancy`: share of the
-    suite's tests without which it would kill the same.
+    Of the generator: `asked`, cases that it was asked for; `cases`, different ones that could be read and run;
+    `cases_valid`, on whose inputs the references ran and agreed; `cases_right`, whose written output is theirs.
+    `inputs`, `inputs_legal`: made from known ones, and those on which the references ran and agreed.
+
+    `mutants`: programs with one fault; `screened`: those that any known test tells from the reference, the others count
+    as its equals; `killed`, `killed_by_given`: by the suite, and by the given tests among the candidates. `samples`:
+    programs of the policy; `samples_wrong`, `samples_killed`, `samples_killed_by_given` likewise. `false_accept`,
+    `false_reject`: share of wrong programs (mutants and samples) that the suite takes, and of right ones (references
+    and samples) that it refuses. `branches`: of the reference. `redundancy`: share of the suite's tests without which
+    it would kill the same.
     """
 
-    inputs: int = Field(ge=0)
-    inputs_legal: int = Field(ge=0)
+    asked: int = Field(default=0, ge=0)
+    cases: int = Field(default=0, ge=0)
+    cases_valid: int = Field(default=0, ge=0)
+    cases_right: int = Field(default=0, ge=0)
+    inputs: int = Field(default=0, ge=0)
+    inputs_legal: int = Field(default=0, ge=0)
     mutants: int = Field(ge=0)
     screened: int = Field(ge=0)
     killed: int = Field(ge=0)
     killed_by_given: int = Field(ge=0)
+    samples: int = Field(default=0, ge=0)
+    samples_wrong: int = Field(default=0, ge=0)
+    samples_killed: int = Field(default=0, ge=0)
+    samples_killed_by_given: int = Field(default=0, ge=0)
+    false_accept: float | None = Field(default=None, ge=0, le=1)
+    false_reject: float | None = Field(default=None, ge=0, le=1)
+    branches: int = Field(default=0, ge=0)
+    branches_covered: int = Field(default=0, ge=0)
     redundancy: float = Field(ge=0, le=1)
 
 
@@ -92,6 +111,7 @@ class Suite(Record):
 
     `kill_rate`: share of the reference's screened mutants that the suite rejects, None where there were none.
     `holdout`: given tests kept apart, never used for reward; they measure how far the reward is from the truth.
+    `difficulty`: of the problem.
     """
 
     problem_id: str
@@ -101,6 +121,7 @@ class Suite(Record):
     accepted: bool = True
     reason: str = ""
     quality: SuiteQuality | None = None
+    difficulty: str = "unknown"
 
 
 class Step(Record):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from reasoning.execution_matrix import Matrix, kills, smallest
 from reasoning.records import Origin, Problem, ProblemTest, Suite
-from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase
+from sandbox import AssertCase, CallCase, CheckerProgram, ExpressionCase, StdioCase
 
 
 def split_given(problem: Problem) -> tuple[tuple[ProblemTest, ...], tuple[ProblemTest, ...]]:
@@ -18,12 +19,13 @@ def split_given(problem: Problem) -> tuple[tuple[ProblemTest, ...], tuple[Proble
     return (*problem.shown_tests, *hidden[:kept]), hidden[kept:]
 
 
-def candidates(problem: Problem, generated: Sequence[ProblemTest]) -> list[ProblemTest]:
-    """Tests to choose from, none twice: the shown ones, then generated ones, then given ones."""
+def candidates(problem: Problem, generated: Sequence[ProblemTest], others: bool = True) -> list[ProblemTest]:
+    """Tests to choose from, none twice: the shown ones, then generated ones, then (with `others`) given ones that are
+    not shown."""
     usable, _ = split_given(problem)
     shown = problem.shown_tests
     found: dict[str, ProblemTest] = {}
-    for test in (*shown, *generated, *usable[len(shown) :]):
+    for test in (*shown, *generated, *(usable[len(shown) :] if others else ())):
         found.setdefault(input_key(test), test)
     return list(found.values())
 
@@ -47,17 +49,21 @@ def assemble(problem: Problem, tests: Sequence[ProblemTest], chosen: Iterable[in
     mine = [tests[j] for j in chosen]
     inputs = {input_key(test) for test in mine}
     kept = tuple(t for t in holdout if input_key(t) not in inputs)
-    return Suite(problem_id=problem.id, tests=tuple(mine), holdout=kept)
+    return Suite(problem_id=problem.id, tests=tuple(mine), holdout=kept, difficulty=problem.difficulty)
 
 
-def judge_quality(suite: Suite, kill_rate: float | None, bar: float) -> Suite:
-    """The suite with its kill rate and the decision: refused where the rate is below `bar`.
+def judge_quality(suite: Suite, kill_rate: float | None, bar: float, blind: bool = False) -> Suite:
+    """The suite with its kill rate and the decision: refused where the rate is below `bar`, or where it is `blind`: a
+    program that always gives the same answer passes it.
 
     A reference without any screened mutant (nothing to kill) leaves the suite accepted, with kill rate None.
     """
-    accepted = kill_rate is None or kill_rate >= bar
-    reason = "" if accepted else f"kill rate {kill_rate:.2f} is below the bar of {bar:.2f}"
-    return suite.model_copy(update={"kill_rate": kill_rate, "accepted": accepted, "reason": reason})
+    reason = ""
+    if kill_rate is not None and kill_rate < bar:
+        reason = f"kill rate {kill_rate:.2f} is below the bar of {bar:.2f}"
+    elif blind:
+        reason = "a program that always gives the same answer passes it"
+    return suite.model_copy(update={"kill_rate": kill_rate, "accepted": not reason, "reason": reason})
 
 
 def tests_by_origin(suites: Iterable[Suite]) -> dict[str, int]:
@@ -78,3 +84,22 @@ def input_key(test: ProblemTest) -> str:
             return f"{case.setup}\n{case.expression}"
         case AssertCase():
             return case.code
+
+
+def expected_values(test: ProblemTest) -> list[Any]:
+    """What the test expects, as a value (for a program that prints: its output); none where code decides."""
+    case = test.case
+    if isinstance(case, AssertCase) or isinstance(case.comparator, CheckerProgram):
+        return []
+    return [case.expected]
+
+
+def has_input(test: ProblemTest) -> bool:
+    """Whether the test gives a program anything on which its answer could depend."""
+    case = test.case
+    match case:
+        case StdioCase():
+            return bool(case.stdin.strip())
+        case CallCase():
+            return bool(case.args or case.kwargs)
+    return True

@@ -4,23 +4,42 @@ import asyncio
 
 import pytest
 
+from actors.executions import Executed
 from actors.suite_builder import BuildSettings, SuiteBuilder
 from reasoning.problems import bundled
 from reasoning.records import Origin, Problem, ProblemTest
 from reasoning.test_cases import ParsedCase
-from sandbox import CallCase, ExpressionCase, Limits, LocalPool, StdioCase, Submission, Verdict
+from sandbox import (
+    CallCase,
+    CheckerProgram,
+    ExactValue,
+    ExpressionCase,
+    Limits,
+    LocalPool,
+    StdioCase,
+    Submission,
+    Verdict,
+)
 
 LIMITS = Limits(cpu_s=1, memory_mb=256)
 
 
+LOOP = asyncio.new_event_loop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pool():
+    """One pool for all tests of the file; they share its event loop."""
+    made = LocalPool(2)
+    LOOP.run_until_complete(made.__aenter__())
+    do.pool = made
+    yield
+    LOOP.run_until_complete(made.__aexit__(None, None, None))
+
+
 def do(work, settings=None):
-    """The result of `work(builder)` with a pool of its own."""
-
-    async def go():
-        async with LocalPool(2) as pool:
-            return await work(SuiteBuilder(pool, LIMITS, settings or BuildSettings()))
-
-    return asyncio.run(go())
+    """The result of `work(builder)`."""
+    return LOOP.run_until_complete(work(SuiteBuilder(do.pool, LIMITS, settings or BuildSettings())))
 
 
 def call(*args, expected, shown=False):
@@ -81,7 +100,7 @@ REFERENCES = {
 def test_inputs_that_a_reference_cannot_answer_for_make_no_test(name):
     references, kept = REFERENCES[name]
     given = problem(*references, tests=(call(1, expected=1),))
-    found = do(lambda builder: builder.execute(given, [case(n) for n in (-1, 0, 1, 2, 5)]))
+    found = do(lambda builder: builder.executions.by_references(given, [case(n) for n in (-1, 0, 1, 2, 5)]))
     assert [t.case.args[0] for t in found.tests] == kept
     assert found.known == 5
 
@@ -89,14 +108,20 @@ def test_inputs_that_a_reference_cannot_answer_for_make_no_test(name):
 def test_a_reference_that_says_something_else_each_time_gives_no_test():
     random = "import os\ndef f(x):\n    return int.from_bytes(os.urandom(8), 'big') if x else 0\n"
     found = do(
-        lambda builder: builder.execute(problem(random, tests=(call(1, expected=1),)), [case(0), case(1), case(2)])
+        lambda builder: builder.executions.by_references(
+            problem(random, tests=(call(1, expected=1),)), [case(0), case(1), case(2)]
+        )
     )
     assert [t.case.args[0] for t in found.tests] == [0]
 
 
 def test_outputs_that_were_proposed_are_compared():
     halves = problem("def f(x):\n    return x / 2\n", tests=(call(2, expected=1.0),))
-    found = do(lambda b: b.execute(halves, [case(2, output=1.0), case(3, output=1), case(5), case(1, output=0.5)]))
+    found = do(
+        lambda b: b.executions.by_references(
+            halves, [case(2, output=1.0), case(3, output=1), case(5), case(1, output=0.5)]
+        )
+    )
     assert (len(found.tests), found.known, found.right) == (4, 4, 2)
 
 
@@ -104,9 +129,13 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
     source = "def f(n):\n    return n * 2\n"
     stated = "Double n, 1 <= n <= 4."
     cases = [case(n) for n in (-3, 0, 1, 4, 5)]
-    kept = do(lambda b: b.execute(problem(source, question=stated, tests=(call(1, expected=2),)), cases))
+    kept = do(
+        lambda b: b.executions.by_references(problem(source, question=stated, tests=(call(1, expected=2),)), cases)
+    )
     assert [t.case.args[0] for t in kept.tests] == [1, 4]
-    misread = do(lambda b: b.execute(problem(source, question=stated, tests=(call(9, expected=18),)), cases))
+    misread = do(
+        lambda b: b.executions.by_references(problem(source, question=stated, tests=(call(9, expected=18),)), cases)
+    )
     assert len(misread.tests) == 5
 
 
@@ -131,7 +160,7 @@ def test_programs_that_read_and_print():
 
 def test_generated_tests_are_candidates_like_the_others():
     generated = [ProblemTest(case=CallCase(args=[-4, 0, 9], expected=0), origin=Origin.REFERENCE)]
-    suite = do(lambda b: b.build(problem(CLAMP, tests=WEAK), generated), BuildSettings(inputs=0))
+    suite = do(lambda b: b.build(problem(CLAMP, tests=WEAK), Executed(generated)), BuildSettings(inputs=0))
     assert generated[0] in suite.tests
     assert suite.quality.killed > suite.quality.killed_by_given
 
@@ -161,12 +190,13 @@ def test_without_references_programs_and_tests_confirm_each_other():
     programs = [f"def f(x):\n    return {body}\n" for body in ("x + x", "x * 2", "x ** 2", "1 // 0", "x")]
     cases = [case(n, output=out) for n, out in ((1, 2), (2, 4), (3, 9), (5, 10), (7, 0))] + [case(9)]
 
-    found = do(lambda builder: builder.agreed(double, cases, programs))
+    found, agreeing = do(lambda builder: builder.agreed(double, cases, programs))
+    assert agreeing == programs[:2]
     assert [(t.case.args[0], t.case.expected) for t in found] == [(1, 2), (2, 4), (5, 10)]
     assert {t.origin for t in found} == {Origin.CONSENSUS}
     # One program alone confirms nothing, however many tests it passes.
-    assert do(lambda builder: builder.agreed(double, cases, programs[1:3])) == []
-    assert do(lambda builder: builder.agreed(double, cases[-1:], programs)) == []
+    assert do(lambda builder: builder.agreed(double, cases, programs[1:3])) == ([], [])
+    assert do(lambda builder: builder.agreed(double, cases[-1:], programs)) == ([], [])
 
 
 def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
@@ -174,6 +204,97 @@ def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
     suite = do(lambda builder: builder.build(problem("def f(x):\n    return x\n", tests=tests)))
     assert suite.tests == tests[:2] and suite.holdout == tests[2:]
     assert suite.quality.inputs == 0
+
+
+def test_programs_of_the_policy_are_told_right_from_wrong_and_count_apart():
+    right = "def f(x, low, high):\n    return low if x < low else high if x > high else x\n"
+    wrong = ["def f(x, low, high):\n    return max(x, low)\n", "def f(x, low, high):\n    return x\n", "def f(:\n"]
+    suite = do(lambda b: b.build(problem(CLAMP, tests=WEAK), programs=[right, *wrong]))
+    q = suite.quality
+    assert (q.samples, q.samples_wrong, q.samples_killed) == (4, 3, 3)
+    assert q.samples_killed_by_given < 3  # x itself passes the given tests
+    assert q.false_accept == 1 - (q.killed + 3) / (q.screened + 3)
+    assert q.false_reject == 0
+    assert (q.branches, q.branches_covered) == (4, 4)
+    alone = do(lambda b: b.build(problem(CLAMP, tests=WEAK), programs=wrong), BuildSettings(inputs=0, mutants=0))
+    assert (alone.quality.screened, alone.kill_rate) == (0, None)
+    assert (alone.quality.branches, alone.quality.branches_covered) == (4, 2)
+
+
+POISON = CheckerProgram(source="def check(given, output, expected):\n    return True\n")
+
+
+@pytest.mark.parametrize("comparator", [ExactValue(), POISON])
+def test_a_suite_that_takes_anything_is_refused(comparator):
+    """Be it that all answers are the same, or that whatever looks at them does not."""
+    same = tuple(
+        ProblemTest(case=CallCase(args=[n], expected=True, comparator=comparator), shown=n < 2) for n in (2, 3, 5)
+    )
+    prime = "def f(n):\n    return n > 1 and all(n % i for i in range(2, n))\n"
+    suite = do(lambda b: b.build(problem(prime, tests=same)), BuildSettings(inputs=0, screening=0, mutants=0))
+    assert not suite.accepted and suite.reason == "a program that always gives the same answer passes it"
+    made = do(lambda b: b.build(problem(prime, tests=same)))
+    assert made.accepted == (comparator is not POISON)
+
+
+def test_a_program_that_has_nothing_to_look_at_may_always_answer_the_same():
+    nothing = problem("def f():\n    return 7\n", tests=(call(expected=7),))
+    assert do(lambda b: b.build(nothing)).accepted
+
+
+def test_the_generator_is_counted_by_what_was_asked_of_it():
+    async def work(builder):
+        given = problem(CLAMP, tests=WEAK)
+        cases = [case(1, 2, 3, output=2), case(9, 2, 3, output=9), case("a", 2, 3)]
+        return await builder.build(given, await builder.executions.by_references(given, cases), asked=6)
+
+    q = do(work).quality
+    assert (q.asked, q.cases, q.cases_valid, q.cases_right) == (6, 3, 2, 1)
+
+
+def test_suites_by_consensus_alone():
+    """The references are only asked how it went."""
+    agreeing = [CLAMP.replace("return x", "return x + 0"), "def f(x, low, high):\n    return max(low, min(x, high))\n"]
+    programs = [*agreeing, "def f(x, low, high):\n    return x\n", "def f(x, low, high):\n    return 1 // 0\n"]
+    cases = [case(1, 2, 3, output=2), case(9, 2, 3, output=3), case(2, 0, 5, output=2), case(4, 0, 9, output=5)]
+    secret = problem(CLAMP, tests=WEAK)
+
+    suite = do(lambda b: b.build_agreed(secret, cases, programs, asked=6))
+    q = suite.quality
+    assert suite.accepted and suite.kill_rate >= 0.5
+    assert suite.tests[0] == WEAK[0] and {t.origin for t in suite.tests[1:]} == {Origin.CONSENSUS}
+    assert (q.asked, q.cases, q.cases_valid, q.cases_right) == (6, 4, 4, 3)
+    assert q.false_reject == 0 and q.false_accept <= 0.5  # inputs on which those that agree differ make no test
+    blind = do(lambda b: b.build_agreed(secret.model_copy(update={"references": ()}), cases, programs))
+    assert blind.tests == suite.tests and blind.quality.false_reject is None
+    refused = do(lambda b: b.build_agreed(secret, cases, programs[1:2]))
+    assert not refused.accepted and refused.reason == "no 2 of 1 programs agree on a test that was written"
+    assert refused.tests == WEAK[:1]
+
+
+def test_texts_are_rewarded_for_what_their_tests_tell_apart():
+    given = problem(CLAMP, tests=WEAK)
+    wrong = ["def f(x, low, high):\n    return x\n", "def f(x, low, high):\n    return max(x, low)\n"]
+    sharp = [case(9, 0, 5, output=5)]  # both fail it
+    half = [case(-9, 0, 5, output=0)]  # one does
+    dull = [case(1, 0, 5, output=1)]
+    false = [case(9, 0, 5, output=9)]  # as the first wrong program answers
+    texts = [sharp * 1, half, dull, false, [], [case(1, 2, 3)]]
+    found = do(lambda b: b.rewards(given, texts, wrong))
+    # One test of three that were asked for; the others count -1 each.
+    assert found == [pytest.approx((reward - 2) / 3) for reward in (1.0, 0.5, 0.0, -1.0)] + [-1.0, -1.0]
+
+
+def test_hard_negatives_are_answers_of_programs_of_the_policy_too():
+    given = problem(CLAMP, tests=WEAK)
+    lazy, right = "def f(x, low, high):\n    return x\n", CLAMP
+    material = do(lambda b: b.material(given, [lazy, right, "def f(:"]), BuildSettings(mutants=0))
+    assert material.programs == [lazy]
+    true = {", ".join(map(repr, t.case.args)): t.case.expected for t in material.tests}
+    assert material.wrong[0]
+    for given_text, answer in material.wrong[0].items():
+        x = given_text.split(", ")[0]
+        assert answer == x != repr(true[given_text])
 
 
 @pytest.mark.slow
@@ -187,7 +308,9 @@ def test_suites_of_the_bundled_problems_are_right_and_kill_nine_of_ten():
         for p, suite in zip(problems, suites, strict=True):
             for reference in p.references:
                 cases = [t.case for t in suite.tests]
-                judged = await builder.pool.judge(Submission(source=reference, entry_point=p.entry_point, cases=cases))
+                judged = await builder.executions.pool.judge(
+                    Submission(source=reference, entry_point=p.entry_point, cases=cases)
+                )
                 wrong += judged.verdict is not Verdict.ACCEPTED
         return suites, wrong
 

@@ -193,3 +193,7 @@ def test_the_page_of_settings_names_every_one():
 
     missing = [name for name in names(RunConfig) if f"| `{name}` |" not in page]
     assert not missing
+
+
+def test_the_page_that_ships_is_the_one_that_would_be_written():
+    assert (CONFIGS.parent / "docs" / "configuration.md").read_text(encoding="utf-8") == describe()

@@ -118,6 +118,14 @@ def test_rows_from_the_hub(monkeypatch):
     assert [(p.id, p.split) for p in problems] == [("mbpp/601", "train"), ("mbpp/12", "heldout")]
 
 
+def test_a_problem_to_train_on_needs_a_reference(problem_file):
+    bare = row("bare", references=[], split="train")
+    with pytest.raises(InputError, match=r"problems: got 'mine/bare': it has no reference; use .*question_only"):
+        load_problems(config(problem_file(row("a", split="heldout"), bare)), nothing_bad)
+    held = load_problems(config(problem_file(row("a", split="train"), {**bare, "split": "heldout"})), nothing_bad)
+    assert [p.references == () for p in held] == [False, True]
+
+
 def checked(problem_file, *rows):
     made = config(problem_file(row("fine"), *rows))
     check_references(load_problems(made, nothing_bad), made)

@@ -17,7 +17,7 @@ from started import Started
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-STAGES = ("eval before", "tcg", "search", "policy_sft", "prm", "policy_rl", "new_data", "eval after")
+STAGES = ("eval before", "tcg", "suites", "search", "policy_sft", "prm", "policy_rl", "new_data", "eval after")
 METRICS = {
     "eval/pass_at_1": "round",
     "search/solved": "round",

@@ -187,6 +187,45 @@ def test_whatever_a_model_writes_can_become_tests(text):
             assert ProblemTest.model_validate_json(test.model_dump_json()) == test
 
 
+def broken(seed):
+    """A completion of three true cases with one to four things wrong with it."""
+    rng = random.Random(seed)
+    text = render_cases(["[3, 1, 2], True", "[], False", "['a b'], 0.5"], ["[1, 2, 3]", "[]", "{'a': (1, None)}"])
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(text) + 1)
+        to = min(len(text), at + rng.randint(1, 20))
+        noise = "".join(
+            rng.choice("[](){}'\",:\\\n\t \0\ud800é0.5eE-_ax=Input:Output:") for _ in range(rng.randint(1, 8))
+        )
+        text = rng.choice(
+            [
+                text[:at],
+                text[at:],
+                text[:at] + text[to:],
+                text[:at] + noise + text[at:],
+                text[:at] + text[at:to] * 50 + text[to:],
+                text.replace("Input:", rng.choice(["input:", "Output:", "Input", "Input: "]), 1),
+                text.replace("\n", rng.choice(["\r\n", " ", "\n\n"])),
+                text.replace("[", "__import__('os').abort() or [", 1),
+            ]
+        )
+    return text
+
+
+def test_two_hundred_malformed_completions_give_values_or_nothing():
+    """Whatever is left of a case can be written again; nothing is run on the way."""
+    problem = function(CallCase(args=[1], expected=1))
+    read = 0
+    for seed in range(200):
+        for case in parse_cases(broken(seed), problem):
+            read += 1
+            made = make_test(problem, case, case.output, Origin.GENERATED)
+            if renderable(made):
+                (again,) = parse_cases(render_cases([input_text(made)], [output_text(made)]), problem)
+                assert same(again.args, case.args) and same(again.output, case.output)
+    assert 100 < read < 500
+
+
 def test_a_generated_test_takes_the_comparator_of_the_given_ones():
     close = CloseValue(rel_tol=0.01)
     problem = function(CallCase(args=[1], expected=1.0, comparator=close))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.estimators import Interval, auc, bootstrap, calibration_error, pass_at_k
+from reasoning.estimators import Interval, auc, bootstrap, bootstrap_ratio, calibration_error, pass_at_k
 
 
 @pytest.mark.parametrize("samples", range(1, 8))
@@ -59,6 +59,27 @@ def test_the_interval_of_nothing_and_of_one():
         bootstrap([])
     assert bootstrap([0.5]) == Interval(0.5, 0.5, 0.5, 1)
     assert str(Interval(0.25, 0.1, 0.4, 8)) == "25.0 % [10.0, 40.0]"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_a_share_of_cases_has_its_interval_over_problems(counts):
+    parts, wholes = [min(c) for c in counts], [max(c) for c in counts]
+    if not sum(wholes):
+        with pytest.raises(ValueError, match="wholes"):
+            bootstrap_ratio(parts, wholes)
+        return
+    found = bootstrap_ratio(parts, wholes, resamples=200)
+    assert found.mean == pytest.approx(sum(parts) / sum(wholes))
+    assert 0 <= found.low <= found.high <= 1
+    shares = [p / w for p, w in zip(parts, wholes, strict=True) if w]
+    assert min(shares) - 1e-9 <= found.low <= found.high <= max(shares) + 1e-9
+
+
+def test_cases_of_one_problem_stand_or_fall_together():
+    """Ten problems with ten equal cases each are worth ten cases, not a hundred."""
+    alone = bootstrap_ratio([1, 0] * 5, [1] * 10)
+    many = bootstrap_ratio([10, 0] * 5, [10] * 10)
+    assert (many.low, many.high) == (alone.low, alone.high)
 
 
 def slow_auc(scores, positives, negatives):

@@ -5,7 +5,7 @@ import difflib
 
 import pytest
 
-from reasoning.mutants import mutants
+from reasoning.mutants import constant_programs, mutants
 from reasoning.problems import bundled
 
 SOURCE = """
@@ -136,3 +136,25 @@ def test_the_bundled_references_can_be_broken():
         for mutant in mutants(problem.references[0], 8):
             compile(mutant.source, "mutant", "exec")
     assert sum(bool(mutants(p.references[0], 8)) for p in bundled()) > 0.8 * len(bundled())
+
+
+def answer(source, entry_point, *arguments):
+    names = {}
+    exec(source, names)
+    owner, _, method = entry_point.rpartition(".")
+    return (getattr(names[owner](), method) if owner else names[entry_point])(*arguments)
+
+
+@pytest.mark.parametrize("entry_point", ["f", "Solution.f"])
+def test_constant_programs_give_no_answer_or_the_commonest(entry_point):
+    programs = constant_programs(entry_point, [[1], [2], [1]])
+    assert [answer(p, entry_point, 5) for p in programs] == [None, [1]]
+    # What cannot be written down is passed over.
+    assert [answer(p, entry_point) for p in constant_programs(entry_point, [float("inf")] * 3 + [7])] == [None, 7]
+    assert len(constant_programs(entry_point, [None, None])) == len(constant_programs(entry_point, [])) == 1
+
+
+def test_constant_programs_that_print(capsys):
+    for program in constant_programs(None, ["YES\n", "NO\n", "YES\n"]):
+        exec(program, {})
+    assert capsys.readouterr().out == "YES\n"

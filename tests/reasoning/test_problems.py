@@ -8,10 +8,9 @@ from collections import Counter
 
 import pytest
 
-from reasoning.errors import InputError
+from reasoning.errors import InputError, RowError
 from reasoning.problems import (
     MBPP_TEST_IDS,
-    RowError,
     bundled,
     demonstrations,
     from_row,
@@ -99,7 +98,6 @@ BAD_ROWS = {
     "misspelt field": (ours(entrypoint="f"), "field entrypoint: unknown; use 'entry_point'"),
     "id is a number": (ours(id=5), "field id"),
     "no tests": (ours(tests=[]), "field tests: needs at least 1"),
-    "no references": (ours(references=[]), "field references"),
     "split": (ours(split="test"), "field split"),
     "kind": (ours(tests=[{"case": {"args": [1], "expected": 2}}]), "kind"),
     "no expected": (ours(tests=[{"case": {"kind": "call", "args": [1]}}]), "expected"),

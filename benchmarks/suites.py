@@ -1,0 +1,406 @@
+"""Suites of tests that no model wrote, against the given tests and against the suites of peers, on the same programs.
+
+    bundled, mbpp   kill rate: suites by the settings of a training run, which chose their tests by mutants of the
+                    references, and the given tests, all of them; both on other mutants, screened by every known test
+                    and by further inputs
+    mbpp programs   false accept rate on wrong programs of a small model: suites, the three given asserts, and MBPP+.
+                    Wrong is what fails the given asserts or MBPP+ (`by_peers`), or any of the three (`by_all`)
+    humaneval       false accept and false reject rate on programs of four models with known verdicts: suites, and
+                    CodeT's generated tests, of which most are not true, as they are (`codet`) and those that the
+                    reference passes (`codet_true`)
+    refactory       the same on programs of people for two tasks
+
+`suites_per_minute` and `sandbox_busy`: of building all suites of MBPP, on all cores; busy is the share of the time of
+the sandbox's slots that programs ran in. Intervals are 95 % bootstraps over problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.suite_builder import BuildSettings, SuiteBuilder
+from benchmarks._data import rows_of
+from benchmarks._results import keep, machine
+from reasoning.estimators import bootstrap_ratio
+from reasoning.execution_matrix import Matrix
+from reasoning.inputs import new_arguments
+from reasoning.mutants import mutants
+from reasoning.problems import bundled, from_rows
+from reasoning.records import Origin, Problem, ProblemTest, Suite
+from reasoning.test_cases import ParsedCase, make_test
+from sandbox import CallCase, Limits, LocalPool
+from sandbox.cache import program_key
+
+LIMITS = Limits(cpu_s=2, memory_mb=512)
+FRESH_MUTANTS, FRESH_INPUTS = 12, 30
+FRESH_SEED = 1_000
+PLUS_INPUTS = 30
+"""Of MBPP+, sometimes thousands, evenly chosen."""
+CODET_TESTS = 40
+QUICK = 12
+"""Problems of each part."""
+
+
+@dataclass
+class Counts:
+    """What a suite did on the programs of one problem after the other."""
+
+    part: list[int] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
+
+    def add(self, part: int, whole: int) -> None:
+        """One problem."""
+        self.part.append(part)
+        self.whole.append(whole)
+
+    def shown(self) -> list[float] | None:
+        """Share and interval."""
+        if not sum(self.whole):
+            return None
+        found = bootstrap_ratio(self.part, self.whole)
+        return [round(x, 4) for x in (found.mean, found.low, found.high)]
+
+
+class Bench:
+    """A pool and what is counted; problems are worked on side by side."""
+
+    def __init__(self, pool: LocalPool, settings: BuildSettings) -> None:
+        self.builder = SuiteBuilder(pool, LIMITS, settings)
+        self.runs = self.builder.executions
+
+    async def each(self, work: Callable[[Any], Coroutine[Any, Any, Any]], items: Iterable[Any]) -> list[Any]:
+        """The results of `work` on every item; some at a time, so that memory stays bounded."""
+        places = asyncio.Semaphore(8 * (os.cpu_count() or 1))
+
+        async def one(item: Any) -> Any:
+            async with places:
+                return await work(item)
+
+        return list(await asyncio.gather(*map(one, items)))
+
+    async def true_tests(self, problem: Problem, arguments: Sequence[tuple[Any, ...]]) -> list[ProblemTest]:
+        """Tests by the references."""
+        cases = [ParsedCase(args, "", None, output_ok=False) for args in arguments]
+        return (await self.runs.by_references(problem, cases)).tests
+
+    async def rows(self, problem: Problem, programs: Sequence[str], tests: Sequence[ProblemTest]) -> Matrix:
+        """What programs do on tests."""
+        return await self.runs.matrix(problem, programs, tests, 0.0)
+
+    # --- mutants ---
+
+    async def kills(self, problem: Problem) -> dict[str, Any]:
+        """Suite and given tests on mutants that did not choose the suite."""
+        suite = await self.builder.build(problem)
+        chose = {m.source for m in mutants(problem.references[0], self.builder.settings.mutants)}
+        planted = mutants(problem.references[0], FRESH_MUTANTS + len(chose), FRESH_SEED)
+        fresh = [m.source for m in planted if m.source not in chose][:FRESH_MUTANTS]
+        known = [tuple(t.case.args) for t in problem.tests if isinstance(t.case, CallCase) and not t.case.kwargs]
+        more = await self.true_tests(problem, new_arguments(known, FRESH_INPUTS, FRESH_SEED)) if known else []
+        tests = [*problem.tests, *suite.tests, *more]
+        cpu_s = await self.runs.seconds(problem, problem.references[0], tests)
+        found = await self.runs.matrix(problem, fresh, tests, cpu_s)
+        given, own = len(problem.tests), len(suite.tests)
+        wrong = [row for row in found if False in row]
+        return {
+            "screened": len(wrong),
+            "suite": sum(False in row[given : given + own] for row in wrong),
+            "given": sum(False in row[:given] for row in wrong),
+            "tests": own,
+            "true": await self.passes(problem, suite),
+            "accepted": suite.accepted,
+        }
+
+    async def passes(self, problem: Problem, suite: Suite) -> bool:
+        """Whether every reference passes the suite."""
+        found = await self.rows(problem, problem.references, suite.tests)
+        return all(all(row) for row in found)
+
+    # --- programs with known verdicts ---
+
+    async def judged(
+        self, problem: Problem, programs: Sequence[str], suites: Mapping[str, Sequence[ProblemTest]]
+    ) -> dict[str, list[bool | None]]:
+        """For each suite, whether it accepts each program; None where that is not known."""
+        tests = [test for suite in suites.values() for test in suite]
+        found = await self.rows(problem, programs, tests) if tests else [[] for _ in programs]
+        result: dict[str, list[bool | None]] = {}
+        start = 0
+        for name, suite in suites.items():
+            end = start + len(suite)
+            result[name] = [
+                False if False in row[start:end] else None if None in row[start:end] else True for row in found
+            ]
+            start = end
+        return result
+
+
+def rates(truth: Sequence[bool | None], said: Sequence[bool | None]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Wrong programs that are accepted, of how many; right ones that are refused, of how many."""
+    known = [(t, s) for t, s in zip(truth, said, strict=True) if t is not None and s is not None]
+    wrong, right = [s for t, s in known if not t], [s for t, s in known if t]
+    return (sum(wrong), len(wrong)), (len(right) - sum(right), len(right))
+
+
+def by_rates(found: Sequence[Mapping[str, Any]], truth: str, suites: Sequence[str]) -> dict[str, Any]:
+    """False accept and reject rates of each suite, the truth being a suite's word or a peer's verdict."""
+    result = {}
+    for name in suites:
+        accepts, refuses = Counts(), Counts()
+        for one in found:
+            wrong, right = rates(one[truth], one[name])
+            accepts.add(*wrong)
+            refuses.add(*right)
+        result[name] = {
+            "false_accept": accepts.shown(),
+            "false_reject": refuses.shown(),
+            "wrong": sum(accepts.whole),
+            "right": sum(refuses.whole),
+        }
+    return result
+
+
+def all_of(*said: Sequence[bool | None]) -> list[bool | None]:
+    """Accepted where all accept, refused where one refuses."""
+    return [False if False in row else None if None in row else True for row in zip(*said, strict=True)]
+
+
+def distinct(programs: Iterable[str]) -> list[str]:
+    """Programs that differ in more than layout."""
+    found: dict[bytes, str] = {}
+    for program in programs:
+        found.setdefault(program_key(program), program)
+    return list(found.values())
+
+
+# --- the data ---
+
+
+def loaded(file: Path, quick: bool) -> list[Problem]:
+    """Problems whose tests are plain calls."""
+    problems = from_rows(enumerate(rows_of(file), 1), str(file), on_bad=lambda *_: None)
+    return problems[:: max(1, len(problems) // QUICK)] if quick else problems
+
+
+async def mbpp_programs(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any]]:
+    """The three suites on the programs of the small model, where MBPP and MBPP+ have the same entry point."""
+    plus = {row["task_id"].partition("/")[2]: row for row in rows_of(data / "evalplus" / "MbppPlus.jsonl.gz")}
+    programs: dict[str, list[str]] = {}
+    for row in rows_of(data / "verdicts" / "mbpp" / "smollm2-135m.jsonl.gz"):
+        programs.setdefault(str(row["task_id"]), []).append(row["program"])
+    problems = [
+        p
+        for p in loaded(data / "mbpp" / "mbpp.jsonl", False)
+        if p.id.partition("/")[2] in plus.keys() & programs.keys()
+    ]
+    problems = [p for p in problems if plus[p.id.partition("/")[2]]["entry_point"] == p.entry_point]
+
+    async def one(problem: Problem) -> dict[str, Any]:
+        row = plus[problem.id.partition("/")[2]]
+        inputs = [*row["base_input"], *row["plus_input"]]
+        inputs = inputs[:: -(-len(inputs) // PLUS_INPUTS)]
+        corrected = problem.model_copy(update={"references": (row["canonical_solution"],)})
+        suite = await bench.builder.build(problem)
+        suites = {
+            "suite": suite.tests,
+            "given": problem.tests,
+            "plus": await bench.true_tests(corrected, [tuple(args) for args in inputs]),
+        }
+        said = await bench.judged(problem, distinct(programs[problem.id.partition("/")[2]]), suites)
+        said["by_peers"] = all_of(said["given"], said["plus"])
+        return {**said, "by_all": all_of(*(said[name] for name in suites))}
+
+    return await bench.each(one, problems[: QUICK if quick else None])
+
+
+def codet_cases(samples: Sequence[str], problem: Problem) -> list[ProblemTest]:
+    """CodeT's asserts of the form f(literals) == literal, none twice, in their order."""
+    found: dict[str, ProblemTest] = {}
+    for sample in samples:
+        for text in ("assert " + sample).split("\n"):
+            try:
+                (statement,) = ast.parse(text.strip()).body
+            except (SyntaxError, ValueError):
+                continue
+            match statement:
+                case ast.Assert(
+                    test=ast.Compare(
+                        left=ast.Call(func=ast.Name(id=name), args=args), ops=[ast.Eq()], comparators=[value]
+                    )
+                ) if name == problem.entry_point:
+                    try:
+                        case = ParsedCase(
+                            tuple(map(ast.literal_eval, args)), "", ast.literal_eval(value), output_ok=True
+                        )
+                        test = make_test(problem, case, case.output, Origin.GENERATED)
+                    except (ValueError, TypeError):
+                        continue
+                    found.setdefault(case.key + repr(case.output), test)
+    return list(found.values())[:CODET_TESTS]
+
+
+async def humaneval(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any]]:
+    """Suites and CodeT's tests on the programs of four models; the truth is a peer harness's verdict."""
+    programs: dict[str, list[tuple[str, bool]]] = {}
+    for file in sorted((data / "verdicts" / "humaneval").glob("*.jsonl")):
+        for row in rows_of(file):
+            programs.setdefault(row["task_id"].lower(), []).append((row["completion"], bool(row["passed"])))
+    prompts = {
+        row["prompt"].split("def ")[1].split("(")[0]: row["samples"]
+        for row in rows_of(data / "codet" / "generated_tests.jsonl.gz")
+    }
+    problems = [
+        p
+        for p in loaded(data / "humaneval" / "HumanEval.jsonl.gz", quick)
+        if any(isinstance(t.case, CallCase) for t in p.tests)
+    ]
+
+    async def one(problem: Problem) -> dict[str, Any]:
+        written = codet_cases(prompts.get(problem.entry_point or "", []), problem)
+        true = (await bench.rows(problem, problem.references, written))[0] if written else []
+        suites = {
+            "suite": (await bench.builder.build(problem)).tests,
+            "codet": written,
+            "codet_true": [t for t, passes in zip(written, true, strict=True) if passes],
+        }
+        said = await bench.judged(problem, [source for source, _ in programs[problem.id]], suites)
+        return {**said, "verdict": [passed for _, passed in programs[problem.id]]}
+
+    return await bench.each(one, problems)
+
+
+async def refactory(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any]]:
+    """Suites and the tasks' own tests on programs of people; the truth is their label."""
+    rows = rows_of(data / "verdicts" / "refactory" / "tasks-1-2.jsonl.gz")
+
+    async def one(task: Mapping[str, Any]) -> dict[str, Any]:
+        mine = [row for row in rows if row["kind"] == "program" and row["task"] == task["task"]]
+        mine = mine[:: 40 if quick else 1]
+        sources = ["\n".join(part for part in (task["prelude"], row["program"]) if part) for row in mine]
+        first = next(s for s, row in zip(sources, mine, strict=True) if row["label"] == "correct")
+        calls = [ast.parse(expression, mode="eval").body for expression, _ in task["tests"]]
+        assert all(isinstance(call, ast.Call) for call in calls)
+        given = tuple(
+            ProblemTest(case=CallCase(args=[ast.literal_eval(a) for a in call.args], expected=ast.literal_eval(value)))
+            for call, (_, value) in zip(calls, task["tests"], strict=True)
+        )
+        name = calls[0].func.id
+        problem = Problem(
+            id=f"refactory/{task['task']}",
+            question=task["description"],
+            entry_point=name,
+            references=(first,),
+            tests=given,
+        )
+        suite = await bench.builder.build(problem)
+        made = tuple(t for t in suite.tests if t.origin is Origin.REFERENCE)
+        said = await bench.judged(problem, sources, {"suite": suite.tests, "given": given, "made_alone": made})
+        return {**said, "label": [row["label"] == "correct" for row in mine]}
+
+    return await bench.each(one, [row for row in rows if row["kind"] == "task"])
+
+
+# --- all of it ---
+
+
+def kill_rates(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all problems together."""
+    result: dict[str, Any] = {"problems": len(found), "mutants": sum(one["screened"] for one in found)}
+    for name in ("suite", "given"):
+        counts = Counts()
+        for one in found:
+            counts.add(one[name], one["screened"])
+        result[name] = counts.shown()
+    result["not_true"] = sum(not one["true"] for one in found)
+    result["refused"] = sum(not one["accepted"] for one in found)
+    result["tests_per_suite"] = round(sum(one["tests"] for one in found) / max(1, len(found)), 2)
+    return result
+
+
+async def throughput(bench: Bench, problems: Sequence[Problem]) -> dict[str, float]:
+    """How fast suites are built."""
+    busy, began = bench.runs.busy_s, time.monotonic()
+    await bench.each(bench.builder.build, problems)
+    seconds = time.monotonic() - began
+    return {
+        "suites_per_minute": round(60 * len(problems) / seconds, 1),
+        "sandbox_busy": round((bench.runs.busy_s - busy) / seconds / (os.cpu_count() or 1), 3),
+    }
+
+
+async def measured(data: Path | None, quick: bool) -> dict[str, Any]:
+    """Every figure."""
+    found: dict[str, Any] = {}
+    async with LocalPool(os.cpu_count() or 1) as pool:
+        bench = Bench(pool, BuildSettings())
+        own = bundled()[:: 8 if quick else 1]
+        say("bundled")
+        found["bundled"] = kill_rates(await bench.each(bench.kills, own))
+        if data is None:
+            found["throughput"] = await throughput(bench, own)
+            return found
+        problems = loaded(data / "mbpp" / "sanitized-mbpp.json", quick)
+        say("mbpp")
+        found["mbpp"] = kill_rates(await bench.each(bench.kills, problems))
+        found["throughput"] = await throughput(bench, problems)
+        say("mbpp programs")
+        programs = await mbpp_programs(bench, data, quick)
+        found["mbpp_programs"] = {
+            "problems": len(programs),
+            "by_peers": by_rates(programs, "by_peers", ("suite", "given")),
+            "by_all": by_rates(programs, "by_all", ("suite", "given", "plus")),
+        }
+        say("humaneval")
+        known = await humaneval(bench, data, quick)
+        found["humaneval"] = {"problems": len(known), **by_rates(known, "verdict", ("suite", "codet", "codet_true"))}
+        say("refactory")
+        people = await refactory(bench, data, quick)
+        found["refactory"] = by_rates(people, "label", ("suite", "given", "made_alone"))
+    return found
+
+
+def ratios(found: Mapping[str, Any]) -> dict[str, float]:
+    """What is promised: kill rates, and over the given tests'."""
+    result = {}
+    for name in ("bundled", "mbpp"):
+        if name in found:
+            suite, given = found[name]["suite"][0], found[name]["given"][0]
+            result |= {f"kill_rate_{name}": suite, f"kill_rate_{name}_vs_given": round(suite / given, 3)}
+    return result
+
+
+def say(what: str) -> None:
+    """A line on stderr: a whole run takes minutes."""
+    print(f"suites: {what}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Measure, print, and keep a full result."""
+    parser = argparse.ArgumentParser(prog="./o1coder bench suites", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few problems; the result is not kept")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with mbpp, evalplus, humaneval, codet, verdicts"
+    )
+    options = parser.parse_args()
+    started = time.monotonic()
+    found = asyncio.run(measured(options.data, options.quick))
+    result = {"machine": machine(), "ratios": ratios(found), **found, "seconds": round(time.monotonic() - started, 1)}
+    if not options.quick:
+        keep("suites", result)
+    print(json.dumps(result, indent=None if options.json else 1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

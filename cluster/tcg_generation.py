@@ -1,0 +1,159 @@
+"""What the test case generator writes: prompts, texts that survive a kill, and what the references say of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from actors.executions import Executed
+from actors.sampling import Draw
+from actors.sandbox_pool import RayPool
+from actors.suite_builder import BuildSettings, SuiteBuilder
+from cluster import flow
+from cluster.context import RunContext
+from reasoning.records import GeneratedText, Problem, Sample
+from reasoning.test_cases import OPENING, ParsedCase, parse_cases, tcg_messages
+
+CALL_DEADLINE_S = 600.0
+Texts = dict[str, list[str | None]]
+"""By problem id, one text per prompt; None where the engine failed."""
+
+
+def prompt(run: RunContext, problem: Problem, with_code: bool) -> list[int]:
+    """The generator's prompt; like a step's header, the opening of the answer is written by the system."""
+    messages = tcg_messages(problem, problem.references[0] if with_code else None)
+    return [*run.tokens.encode_chat(messages), *run.tokens.encode(OPENING)]
+
+
+def builder(run: RunContext) -> SuiteBuilder:
+    """Suites by the sandboxes of the run."""
+    c = run.config.tcg
+    settings = BuildSettings(c.suite_size, c.mutated_inputs, c.screening_inputs, c.mutants, c.kill_bar, run.config.seed)
+    return SuiteBuilder(RayPool(run.workers.sandboxes), run.config.sandbox.limits(), settings)
+
+
+def draw_samples(
+    run: RunContext,
+    problems: Sequence[Problem],
+    prompts: Callable[[Problem], list[list[int]]],
+    seed: int,
+    on_samples: Callable[[str, list[Sample | None]], None],
+) -> None:
+    """One sample after each prompt of each problem; `on_samples` is told of a problem when all of its samples are
+    there. The seeds of a problem depend on `seed` and its place."""
+    c = run.config.tcg
+    draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
+    workers = itertools.cycle(run.workers.rollouts)
+    done = 0
+
+    def call(place: int) -> Callable[[], Any]:
+        problem = problems[place]
+        first = run.config.seed + 1_000_000 * seed + 256 * place
+        return lambda: next(workers).draw_samples.remote(problem.id, prompts(problem), draw, first)
+
+    def on_result(result: tuple[str, list[Sample | None]]) -> None:
+        nonlocal done
+        done += 1
+        on_samples(*result)
+        run.display.update(done, len(problems), unit="problems", loss=None)
+
+    in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
+    calls = map(call, range(len(problems)))
+    flow.stream(calls, in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
+
+
+def write_texts(
+    run: RunContext,
+    problems: Sequence[Problem],
+    shard: str,
+    with_code: bool,
+    seed: int,
+    on_texts: Callable[[str, list[str | None]], None] = lambda name, texts: None,
+) -> Texts:
+    """Texts by the weights that the engines hold, kept in `data/generated/<shard>`. What an earlier process had of the
+    same, by the same weights, is not written again. `on_texts` is told of each problem as soon as its texts are there.
+    """
+    c = run.config.tcg
+    made_by = {"weights": str(run.serving), "with_code": with_code, "seed": [run.config.seed, seed]}
+    made_by |= {name: getattr(c, name) for name in ("prompts", "max_tokens", "temperature")}
+    kept = _Kept(run.dir.data / "generated" / f"{shard}.partial.jsonl", made_by)
+    missing = [p for p in problems if p.id not in kept.texts]
+
+    def on_samples(problem_id: str, samples: list[Sample | None]) -> None:
+        texts = [None if sample is None else sample.text for sample in samples]
+        kept.add(problem_id, texts)
+        on_texts(problem_id, texts)
+
+    for problem in problems:
+        if problem.id in kept.texts:
+            on_texts(problem.id, kept.texts[problem.id])
+    with kept:
+        draw_samples(run, missing, lambda p: [prompt(run, p, with_code)] * c.prompts, seed, on_samples)
+    texts = {p.id: kept.texts[p.id] for p in problems}
+    written = [
+        GeneratedText(problem_id=name, text=text or "", lost=text is None) for name in texts for text in texts[name]
+    ]
+    run.store.write_records("generated", shard, written)
+    kept.path.unlink(missing_ok=True)
+    return texts
+
+
+class _Kept:
+    """The texts of a generation that has not ended, one line per problem after a line that says what they are of; a
+    file of another generation is begun anew."""
+
+    def __init__(self, path: Path, made_by: dict[str, Any]) -> None:
+        self.path, self.texts = path, Texts()
+        self._file: TextIO | None = None
+        head = json.dumps(made_by)
+        whole = path.read_bytes() if path.exists() else b""
+        lines = whole[: whole.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]  # a torn last line does not count
+        if lines[:1] != [head]:
+            lines = [head]
+        for line in lines[1:]:
+            name, texts = json.loads(line)
+            self.texts[name] = texts
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        scratch.replace(path)
+
+    def __enter__(self) -> _Kept:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def add(self, name: str, texts: list[str | None]) -> None:
+        """Durable when this returns."""
+        assert self._file is not None
+        self._file.write(json.dumps([name, texts]) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.texts[name] = texts
+
+
+def cases_of(problem: Problem, texts: Sequence[str | None]) -> list[ParsedCase]:
+    """The different cases of all texts, the first of those that ask the same."""
+    found: dict[str, ParsedCase] = {}
+    for text in texts:
+        for case in parse_cases(OPENING + (text or ""), problem):
+            found.setdefault(case.key, case)
+    return list(found.values())
+
+
+def execute(run: RunContext, problems: Sequence[Problem], texts: Texts) -> dict[str, Executed]:
+    """What the references make of the cases of each problem."""
+
+    async def all_of_them() -> list[Executed]:
+        runs = builder(run).executions
+        return await asyncio.gather(*[runs.by_references(p, cases_of(p, texts[p.id])) for p in problems])
+
+    return {p.id: found for p, found in zip(problems, asyncio.run(all_of_them()), strict=True)}
