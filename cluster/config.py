@@ -17,6 +17,12 @@ from sandbox import Limits
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 BUDGETS = ("tiny", "laptop")
+"""What the page of all settings compares."""
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the configurations that come with the project, the budgets first."""
+    return (*BUDGETS, *sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in BUDGETS))
 
 
 class _Section(BaseModel):
@@ -202,16 +208,16 @@ class RunConfig(_Section):
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a budget name or YAML file, with overrides such as `search.samples=8`.
+    """The configuration of a shipped name or YAML file, with overrides such as `search.samples=8`.
 
     Raises:
         InputError: naming the field, the value and a legal one.
     """
-    path = CONFIGS / f"{source}.yaml" if str(source) in BUDGETS else Path(source)
+    path = CONFIGS / f"{source}.yaml" if str(source) in shipped() else Path(source)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise InputError("config", str(source), f"one of {', '.join(BUDGETS)} or an existing YAML file") from None
+        raise InputError("config", str(source), f"one of {', '.join(shipped())} or an existing YAML file") from None
     except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError("config", str(path), "a readable YAML file", " ".join(str(error).split())) from error
     if not isinstance(raw, dict):
