@@ -14,19 +14,8 @@ from reasoning.branches import instrumented, share, taken
 from reasoning.constraints import limits_of, parameters, violated
 from reasoning.execution_matrix import Matrix, Row
 from reasoning.records import Origin, Problem, ProblemTest
-from reasoning.test_cases import ParsedCase, input_text, make_test, output_text, renderable
-from sandbox import (
-    CallCase,
-    CheckerProgram,
-    ExactValue,
-    Limits,
-    RunOutput,
-    StdioCase,
-    Submission,
-    SuiteResult,
-    TokenComparator,
-    Verdict,
-)
+from reasoning.test_cases import ParsedCase, accepts, case_of, input_text, make_test, output_text, renderable
+from sandbox import CallCase, Limits, RunOutput, StdioCase, Submission, SuiteResult, Verdict
 
 MAX_OUTPUT_CHARACTERS = 4_000
 """Of an expected output: longer ones make suites slow and say nothing that a short one does not."""
@@ -181,26 +170,6 @@ class Executions:
         # A reference that was not timed says nothing of how long others may take.
         seconds = min(self.limits.cpu_s, max(LEAST_CPU_S, OTHERS_CPU * cpu_s)) if cpu_s > 0 else self.limits.cpu_s
         return self.limits.model_copy(update={"cpu_s": seconds})
-
-
-def case_of(test: ProblemTest) -> ParsedCase:
-    """The input of a test as a case without an output; the test is a plain call or for a program that reads."""
-    case = test.case
-    if isinstance(case, StdioCase):
-        return ParsedCase(None, case.stdin, None, output_ok=False)
-    assert isinstance(case, CallCase)
-    return ParsedCase(tuple(case.args), "", None, output_ok=False)
-
-
-def accepts(test: ProblemTest, value: Any) -> bool:
-    """Whether a test takes a value (for a program that prints: its output)."""
-    case = test.case
-    # Where a checker program decides, several answers are right; references still have to agree on one.
-    programmed = isinstance(case.comparator, CheckerProgram)
-    if isinstance(case, StdioCase):
-        comparator = TokenComparator() if programmed else case.comparator
-        return isinstance(value, str) and comparator.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
-    return (ExactValue() if programmed else case.comparator).accepts(value, case.expected)
 
 
 def _legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:

@@ -16,10 +16,10 @@ from actors.executions import Executed, Executions, Pool
 from reasoning.execution_matrix import Matrix, consensus, rates, redundancy, self_play_rewards
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import constant_programs, mutants
-from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality
+from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality, TextPair
 from reasoning.self_play import text_reward
 from reasoning.suites import assemble, candidates, choose, expected_values, has_input, judge_quality, split_given
-from reasoning.test_cases import CASES_PER_PROMPT, ParsedCase, make_test, training_tests
+from reasoning.test_cases import CASES_PER_PROMPT, ParsedCase, case_of, corrected_pair, make_test, training_tests
 from sandbox import CallCase, Limits, StdioCase
 
 LEAST_AGREEING = 2
@@ -164,6 +164,14 @@ class SuiteBuilder:
         found = await asyncio.gather(*[runs.wrong_outputs(problem, p, tests, executed.cpu_s) for p in faulty])
         kept = [(program, wrong) for program, wrong in zip(faulty, found, strict=True) if wrong]
         return Material(tests, [program for program, _ in kept], [wrong for _, wrong in kept])
+
+    async def corrections(self, problem: Problem, texts: Sequence[Sequence[ParsedCase]]) -> list[TextPair]:
+        """Of each text of the generator that is wrong somewhere, the pair that prefers what the references say."""
+        distinct = {case.key: case for case in itertools.chain(*texts)}
+        tests = (await self.executions.by_references(problem, list(distinct.values()))).tests
+        true = {case_of(test).key: test for test in tests}
+        pairs = [corrected_pair(problem, cases, true) for cases in texts]
+        return [pair for pair in pairs if pair is not None]
 
     async def rewards(
         self, problem: Problem, texts: Sequence[Sequence[ParsedCase]], wrong: Sequence[str]

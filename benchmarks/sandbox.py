@@ -71,9 +71,10 @@ def interpreter_paths() -> list[str]:
 def bubblewrap() -> Callable[[int], None]:
     """bwrap with every namespace and a read-only root of libraries."""
     prefix = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--proc", "/proc"]
+    prefix += ["--tmpfs", "/tmp"]  # before what may lie below it
     for path in [*(path for path in LIBRARIES if Path(path).exists()), *interpreter_paths()]:
         prefix += ["--ro-bind", path, path]
-    return in_command([*prefix, "--dev", "/dev", "--tmpfs", "/tmp"])
+    return in_command([*prefix, "--dev", "/dev"])
 
 
 def nsjail() -> Callable[[int], None]:

@@ -91,7 +91,7 @@ class TcgConfig(_Section):
         default=0.5, ge=0, le=1, description="of the training prompts that do not show the reference"
     )
     policy_samples: int = Field(
-        default=2, ge=0, le=64, description="programs per problem drawn from the policy, to measure suites with"
+        default=1, ge=0, le=64, description="programs per problem drawn from the policy, to measure suites with"
     )
     prompts: int = Field(default=1, ge=1, le=64, description="prompts per problem; each asks for three cases")
     max_tokens: int = Field(default=160, ge=16, le=4096)

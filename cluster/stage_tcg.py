@@ -58,7 +58,8 @@ def train_generator(
     made = training.train_sft(run, round_, first_generator(run), examples)
     run.state["tcg"] = run.state["tcg_sft"]
     result["sft"] = measure(run, unseen, f"round-{round_}-sft", measured)
-    pairs = training.dpo_pairs(run, taught, found, rng)
+    own = training.own_pairs(run, round_, taught, "sft-own") if c.dpo_pairs else []
+    pairs = training.dpo_pairs(run, taught, found, own, rng)
     if pairs:
         last = training.train_dpo(run, round_, made, pairs)[-1]
         result["dpo"] = measure(run, unseen, f"round-{round_}-dpo", measured)

@@ -37,6 +37,12 @@ def builder(run: RunContext) -> SuiteBuilder:
     return SuiteBuilder(RayPool(run.workers.sandboxes), run.config.sandbox.limits(), settings)
 
 
+def fingerprint(model: Path) -> list[str | int]:
+    """Which weights a model directory holds, without reading gigabytes: its files are written once, never changed."""
+    files = sorted(model.glob("*.safetensors"))
+    return [str(model), *(part for f in files for part in (f.name, f.stat().st_size, f.stat().st_mtime_ns))]
+
+
 def draw_samples(
     run: RunContext,
     problems: Sequence[Problem],
@@ -79,7 +85,8 @@ def write_texts(
     same, by the same weights, is not written again. `on_texts` is told of each problem as soon as its texts are there.
     """
     c = run.config.tcg
-    made_by = {"weights": str(run.serving), "with_code": with_code, "seed": [run.config.seed, seed]}
+    assert run.serving is not None
+    made_by = {"weights": fingerprint(run.serving), "with_code": with_code, "seed": [run.config.seed, seed]}
     made_by |= {name: getattr(c, name) for name in ("prompts", "max_tokens", "temperature")}
     kept = _Kept(run.dir.data / "generated" / f"{shard}.partial.jsonl", made_by)
     missing = [p for p in problems if p.id not in kept.texts]

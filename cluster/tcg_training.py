@@ -12,11 +12,11 @@ from pathlib import Path
 
 from actors.suite_builder import Material
 from cluster.context import RunContext
-from cluster.tcg_generation import builder, draw_samples, prompt
+from cluster.tcg_generation import builder, draw_samples, fingerprint, prompt, write_texts
 from learners.adapters import Lora
 from learners.batches import Example, PreferenceExample
 from learners.learner import LearnerSpec
-from reasoning.records import Problem, Sample, Trajectory, mean
+from reasoning.records import Problem, Sample, TextPair, Trajectory, mean
 from reasoning.self_play import text_trajectories
 from reasoning.test_cases import OPENING, parse_cases, preference_pairs, sft_completions
 
@@ -77,20 +77,52 @@ def train_sft(run: RunContext, round_: int, model: Path, examples: list[Example]
 
 
 def dpo_pairs(
-    run: RunContext, problems: Sequence[Problem], found: Materials, rng: random.Random
+    run: RunContext, problems: Sequence[Problem], found: Materials, own: Sequence[TextPair], rng: random.Random
 ) -> list[PreferenceExample]:
-    """Preference pairs, equally many of each problem, none longer than the learner takes."""
+    """Preference pairs, none longer than the learner takes: up to half of them the generator's `own` texts against the
+    same ones put right, the others equally many of each problem."""
     c = run.config.tcg
-    per_problem = -(-c.dpo_pairs // max(1, len(problems)))
-    pairs: list[PreferenceExample] = []
+    by_id = {p.id: p for p in problems}
+    pairs = rng.sample(list(own), min(len(own), c.dpo_pairs // 2))
+    left = c.dpo_pairs - len(pairs)
+    per_problem = -(-left // max(1, len(problems)))
+    others: list[TextPair] = []
     for problem in rng.sample(list(problems), len(problems)):
-        own = found[problem.id]
-        for pair in preference_pairs(problem, own.tests, "", rng, per_problem, own.wrong):
-            start = _prompt(run, problem, rng)
-            chosen, rejected = (_example(run, problem, start, text) for text in (pair.chosen, pair.rejected))
-            if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
-                pairs.append(PreferenceExample(chosen, rejected))
-    return pairs[: c.dpo_pairs]
+        mine = found[problem.id]
+        others += preference_pairs(problem, mine.tests, "", rng, per_problem, mine.wrong)
+    examples: list[PreferenceExample] = []
+    for pair in [*pairs, *others[:left]]:
+        problem = by_id[pair.problem_id]
+        start = _prompt(run, problem, rng)
+        chosen, rejected = (_example(run, problem, start, text) for text in (pair.chosen, pair.rejected))
+        if max(len(chosen.token_ids), len(rejected.token_ids)) <= run.config.learner.max_tokens:
+            examples.append(PreferenceExample(chosen, rejected))
+    return examples
+
+
+def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: str) -> list[TextPair]:
+    """What the generator that the engines hold gets wrong on the problems that it learns from, and how it is right."""
+    by_mode = [
+        write_texts(run, problems, f"round-{round_}-{step}-{'code' if with_code else 'question'}", with_code, seed=3)
+        for with_code in _modes(run)
+    ]
+
+    async def all_of_them() -> list[list[TextPair]]:
+        maker = builder(run)
+
+        async def one(problem: Problem) -> list[TextPair]:
+            texts = [text for texts in by_mode for text in texts[problem.id] if text is not None]
+            return await maker.corrections(problem, [parse_cases(OPENING + text, problem) for text in texts])
+
+        return await asyncio.gather(*map(one, problems))
+
+    return [pair for pairs in asyncio.run(all_of_them()) for pair in pairs]
+
+
+def _modes(run: RunContext) -> list[bool]:
+    """The prompts that the generator is trained on: with the reference, without it."""
+    share = run.config.tcg.question_only_share
+    return [shown for shown, some in ((True, share < 1), (False, share > 0)) if some]
 
 
 def train_dpo(run: RunContext, round_: int, model: Path, pairs: list[PreferenceExample]) -> list[dict[str, float]]:
@@ -117,7 +149,7 @@ def _with_reference(run: RunContext, model: Path, pairs: Sequence[PreferenceExam
     """The pairs with their log-probabilities under the weights that DPO starts from: those of the loaded learner, or
     kept from an earlier process that had the same weights and pairs."""
     texts = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    weights = _fingerprint(model)
+    weights = fingerprint(model)
     digest = hashlib.sha256(json.dumps([weights, *(e.token_ids for e in texts)]).encode()).hexdigest()[:16]
     file = run.dir.data / "reference_logprobs" / f"{digest}.json"
     if file.exists():
@@ -128,13 +160,6 @@ def _with_reference(run: RunContext, model: Path, pairs: Sequence[PreferenceExam
         file.parent.mkdir(parents=True, exist_ok=True)
         run.dir.write_json(file, values)
     return [dataclasses.replace(pair, reference=(values[2 * i], values[2 * i + 1])) for i, pair in enumerate(pairs)]
-
-
-def _fingerprint(model: Path) -> list[list[str | int]]:
-    """Which weights a model directory holds, without reading gigabytes: they are written once and never changed."""
-    return [
-        [f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(model.glob("*.safetensors"))
-    ]  # fmt: skip
 
 
 # --- self-play ---

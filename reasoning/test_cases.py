@@ -23,7 +23,16 @@ from typing import Any
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
 from reasoning.suites import input_key, split_given
-from sandbox import AssertCase, CallCase, ExactValue, ExpressionCase, StdioCase, encode_value
+from sandbox import (
+    AssertCase,
+    CallCase,
+    CheckerProgram,
+    ExactValue,
+    ExpressionCase,
+    StdioCase,
+    TokenComparator,
+    encode_value,
+)
 
 SYSTEM_TCG = "You write test cases for programs."
 CASES_PER_PROMPT = 3
@@ -152,6 +161,28 @@ def make_test(problem: Problem, case: ParsedCase, expected: Any, origin: Origin)
     return ProblemTest(case=test, origin=origin)
 
 
+def case_of(test: ProblemTest) -> ParsedCase:
+    """The input of a test as a case without an output; the test is a plain call or for a program that reads."""
+    case = test.case
+    if isinstance(case, StdioCase):
+        return ParsedCase(None, case.stdin, None, output_ok=False)
+    assert isinstance(case, CallCase)
+    return ParsedCase(tuple(case.args), "", None, output_ok=False)
+
+
+def accepts(test: ProblemTest, value: Any) -> bool:
+    """Whether a test takes a value (for a program that prints: its output). Raises TypeError for one that is code."""
+    case = test.case
+    if isinstance(case, AssertCase):
+        raise TypeError("test: a test that is code takes a program, not a value")
+    # Where a checker program decides, several answers are right; references still have to agree on one.
+    if isinstance(case, StdioCase):
+        printed = TokenComparator() if isinstance(case.comparator, CheckerProgram) else case.comparator
+        return isinstance(value, str) and printed.accepts(value.encode("utf-8", "surrogatepass"), case.expected)
+    returned = ExactValue() if isinstance(case.comparator, CheckerProgram) else case.comparator
+    return returned.accepts(value, case.expected)
+
+
 def training_tests(problem: Problem, made: Sequence[ProblemTest]) -> list[ProblemTest]:
     """What a generator may learn from: given tests that are not held out, and tests that were made for it by running
     the references; none twice, and only those that can be written down."""
@@ -253,3 +284,36 @@ def preference_pairs(
             )
         )
     return pairs
+
+
+def corrected_pair(
+    problem: Problem, cases: Sequence[ParsedCase], true: Mapping[str, ProblemTest], prompt: str = ""
+) -> TextPair | None:
+    """A DPO pair from one text of the generator itself: its cases with the true outputs against its own.
+
+    `true`: tests by the references, by the key of their input; cases whose input makes no test, or whose output cannot
+    be read, are left out of both. None where what is left is right, or cannot be written down.
+    """
+    inputs, right, written = [], [], []
+    wrong = False
+    for case in cases[:CASES_PER_PROMPT]:
+        test = true.get(case.key)
+        if test is None or not case.output_ok or not renderable(test):
+            continue
+        own = make_test(problem, case, case.output, Origin.GENERATED)
+        if not renderable(own):
+            continue
+        mistaken = not accepts(test, case.output)
+        wrong |= mistaken
+        inputs.append(input_text(test))
+        right.append(output_text(test))
+        # Where it is right in other words, both say it in the same.
+        written.append(output_text(own) if mistaken else output_text(test))
+    if not wrong:
+        return None
+    return TextPair(
+        problem_id=problem.id,
+        prompt=prompt,
+        chosen=render_cases(inputs, right),
+        rejected=render_cases(inputs, written),
+    )

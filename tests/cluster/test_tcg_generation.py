@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch):
         config=load("tiny", ["tcg.prompts=2"]),
         dir=SimpleNamespace(data=tmp_path),
         store=ProcessDataStore(tmp_path),
-        serving="checkpoints/one",
+        serving=tmp_path / "one",
         tokens=SimpleNamespace(encode=lambda text: [1], encode_chat=lambda messages: [len(messages)]),
         workers=SimpleNamespace(rollouts=[SimpleNamespace(draw_samples=SimpleNamespace(remote=draw_samples))]),
         display=SimpleNamespace(update=lambda *a, **k: None),
@@ -91,7 +91,8 @@ def test_texts_of_other_weights_or_settings_are_not_taken_over(run, change):
     run.worker.left = 99
     run.worker.asked.clear()
     if change == "weights":
-        run.serving = "checkpoints/two"
+        run.serving.mkdir()
+        (run.serving / "model.safetensors").write_text("other")
     else:
         run.config = load("tiny", ["tcg.prompts=2", "tcg.temperature=0.5"])
     written(run)

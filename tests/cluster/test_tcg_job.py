@@ -89,7 +89,7 @@ def test_generation_takes_a_split_a_generator_and_problems_without_references(co
     job = command("generate", *COMMON, "--split", "heldout", "--generator", "model")[2]
     assert (job.taught, ids(job.problems)) == ([], ["mine/4", "mine/5"])
     assert job.config.tcg.generator == str(tmp_path / "model")
-    bare = ("--problems", "bare.jsonl", "--model", "model", "--mode", "question_only")
+    bare = ("--problems", "bare.jsonl", "--model", "model", "--mode", "question_only", "tcg.policy_samples=4")
     assert ids(command("generate", "--run-dir", "bare", *bare)[2].problems) == ["mine/bare"]
 
 

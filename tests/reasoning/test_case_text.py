@@ -11,6 +11,8 @@ from reasoning.records import Origin, Problem, ProblemTest
 from reasoning.test_cases import (
     CASES_PER_PROMPT,
     MAX_CASE_CHARACTERS,
+    accepts,
+    corrected_pair,
     corrupt,
     derange,
     input_text,
@@ -24,7 +26,7 @@ from reasoning.test_cases import (
     tcg_messages,
     training_tests,
 )
-from sandbox import CallCase, CloseValue, ExpressionCase, FloatComparator, StdioCase
+from sandbox import AssertCase, CallCase, CloseValue, ExpressionCase, FloatComparator, StdioCase
 
 scalars = (
     st.none()
@@ -347,3 +349,21 @@ def test_the_generators_prompt():
     assert "70" not in user["content"]
     assert "```" not in tcg_messages(problem, None)[1]["content"]
     assert "Example" not in tcg_messages(function(CallCase(args=[1], expected=1)), None)[1]["content"]
+
+
+def wrote(problem, *pairs):
+    return parse_cases(render_cases([i for i, _ in pairs], [o for _, o in pairs]), problem)
+
+
+def test_a_generators_own_text_is_put_right():
+    problem = function(CallCase(args=[1], expected=1.0, comparator=CloseValue()))
+    true = {repr((n,)): ProblemTest(case=CallCase(args=[n], expected=n / 2, comparator=CloseValue())) for n in range(5)}
+    pair = corrected_pair(problem, wrote(problem, ("1", "0.5000000001"), ("2", "7"), ("9", "3")), true)
+    # 9 is no legal input; 0.5000000001 is right in other words.
+    assert pair.chosen == render_cases(["1", "2"], ["0.5", "1.0"])
+    assert pair.rejected == render_cases(["1", "2"], ["0.5", "7"])
+    assert corrected_pair(problem, wrote(problem, ("1", "0.5"), ("2", "1.0")), true) is None
+    assert corrected_pair(problem, wrote(problem, ("1", "unreadable"), ("9", "7")), true) is None
+    assert corrected_pair(problem, [], true) is None
+    with pytest.raises(TypeError, match="code"):
+        accepts(ProblemTest(case=AssertCase(code="assert f(1)")), 1)
