@@ -32,7 +32,7 @@ NOTHING = Executed([])
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """`size`: tests of a suite. `inputs`: made from known ones by mutation, to choose from. `screening`: further ones,
+    """`size`: tests of a suite, at most; `fill`: up to it, beyond those that are needed. `inputs`: made from known ones by mutation, to choose from. `screening`: further ones,
     never in a suite, that tell which programs differ from the reference. `mutants`: faulty programs to measure with.
     `bar`: the kill rate below which a suite decides nothing."""
 
@@ -42,6 +42,7 @@ class BuildSettings:
     mutants: int = 12
     bar: float = 0.5
     seed: int = 0
+    fill: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +200,10 @@ class SuiteBuilder:
         self, problem: Problem, tests: Sequence[ProblemTest], screening: Sequence[ProblemTest], programs: Sequence[str]
     ) -> Suite:
         """The suite of some candidates, with its quality. `screening`: further known tests."""
+        s = self.settings
         told = await self._told_apart(problem, [*tests, *screening], programs)
         count = len(tests)
-        chosen = choose(tests, [row[:count] for row in (*told.wrong, *told.constants)], self.settings.size)
+        chosen = choose(tests, [row[:count] for row in (*told.wrong, *told.constants)], s.size, s.fill)
         suite = assemble(problem, tests, chosen)
         picked, constants = ([[row[j] for j in chosen] for row in rows] for rows in (told.wrong, told.constants))
         by_mutant, by_sample = picked[: len(told.mutants)], picked[len(told.mutants) :]
@@ -226,7 +228,7 @@ class SuiteBuilder:
         )
         rate = quality.killed / quality.screened if quality.screened else None
         blind = len(constants) > _killed(constants) and any(map(has_input, suite.tests))
-        return judge_quality(suite, rate, self.settings.bar, blind).model_copy(update={"quality": quality})
+        return judge_quality(suite, rate, s.bar, blind).model_copy(update={"quality": quality})
 
     async def _told_apart(self, problem: Problem, known: Sequence[ProblemTest], programs: Sequence[str]) -> _Told:
         """Planted faults, programs of the policy and constant answers, by what the known tests say of them.

@@ -100,6 +100,7 @@ class TcgConfig(_Section):
         default=16, ge=1, description="problems kept from its training to measure it on, a third at most"
     )
     suite_size: int = Field(default=8, ge=2, le=256, description="tests that decide a reward")
+    fill_suites: bool = Field(default=True, description="up to that; false: only what kills all that can be killed")
     mutated_inputs: int = Field(default=24, ge=0, le=1000, description="inputs per problem made from known ones")
     screening_inputs: int = Field(default=16, ge=0, le=1000, description="further ones, to tell mutants from equals")
     mutants: int = Field(default=12, ge=0, le=1000, description="faulty programs per problem, to measure suites with")

@@ -33,7 +33,9 @@ def prompt(run: RunContext, problem: Problem, with_code: bool) -> list[int]:
 def builder(run: RunContext) -> SuiteBuilder:
     """Suites by the sandboxes of the run."""
     c = run.config.tcg
-    settings = BuildSettings(c.suite_size, c.mutated_inputs, c.screening_inputs, c.mutants, c.kill_bar, run.config.seed)
+    settings = BuildSettings(
+        c.suite_size, c.mutated_inputs, c.screening_inputs, c.mutants, c.kill_bar, run.config.seed, c.fill_suites
+    )
     return SuiteBuilder(RayPool(run.workers.sandboxes), run.config.sandbox.limits(), settings)
 
 

@@ -48,7 +48,7 @@ class Row(ReportRecord):
     difficulty: str
     suites: NonNegativeInt
     accepted: NonNegativeInt
-    tests: float = Field(description="per accepted suite")
+    tests: float | None = Field(description="per accepted suite")
     validity: float | None = Field(default=None, description="cases on which the references agree, of those asked for")
     output_accuracy: float | None = None
     kill_rate: Interval | None = Field(default=None, description="of mutants, 95 % bootstrap over problems")
@@ -108,7 +108,7 @@ def _row(difficulty: str, suites: Sequence[Suite], seed: int) -> Row:
         difficulty=difficulty,
         suites=len(suites),
         accepted=len(accepted),
-        tests=round(mean([len(s.tests) for s in accepted]), 2),
+        tests=round(mean([len(s.tests) for s in accepted]), 2) if accepted else None,
         validity=share("cases_valid", "asked"),
         output_accuracy=share("cases_right", "cases"),
         kill_rate=bootstrap_ratio(killed, screened, seed) if sum(screened) else None,
@@ -197,7 +197,9 @@ def _shown(value: object, brief: bool = True) -> str:
 
 
 def _cells(row: Row, brief: bool = True) -> list[str]:
-    return [f"{row.tests:.1f}" if name == "tests" else _shown(getattr(row, name), brief) for name, _ in COLUMNS]
+    found = {name: _shown(getattr(row, name), brief) for name, _ in COLUMNS}
+    found["tests"] = MISSING if row.tests is None else f"{row.tests:.1f}"
+    return list(found.values())
 
 
 def render(report: TcgReport, console: Console) -> None:

@@ -30,9 +30,10 @@ def candidates(problem: Problem, generated: Sequence[ProblemTest], others: bool 
     return list(found.values())
 
 
-def choose(tests: Sequence[ProblemTest], wrong: Matrix, size: int) -> list[int]:
+def choose(tests: Sequence[ProblemTest], wrong: Matrix, size: int, fill: bool = True) -> list[int]:
     """Which of the candidates make the suite, at most `size`: the shown ones, those that together kill all of the wrong
-    programs that the candidates kill (as few as can be found), and then those that kill most, earlier ones first.
+    programs that the candidates kill (as few as can be found), and then (with `fill`) those that kill most, earlier
+    ones first: programs that are wrong in other ways are likelier to meet one of many tests than of few.
 
     `wrong`: what wrong programs did on the candidates; nothing is known where there are none.
     """
@@ -40,7 +41,7 @@ def choose(tests: Sequence[ProblemTest], wrong: Matrix, size: int) -> list[int]:
     needed = smallest(wrong, shown, size) if wrong else list(range(shown))
     found = kills(wrong) if wrong else [frozenset[int]()] * len(tests)
     others = sorted(set(range(len(tests))) - set(needed), key=lambda j: (-len(found[j]), j))
-    return [*needed, *others][:size]
+    return [*needed, *(others if fill else ())][:size]
 
 
 def assemble(problem: Problem, tests: Sequence[ProblemTest], chosen: Iterable[int]) -> Suite:

@@ -79,6 +79,15 @@ def test_a_weak_suite_becomes_sharp_and_every_output_is_the_references():
         assert test.origin in (Origin.GIVEN, Origin.REFERENCE)
 
 
+def test_the_smallest_suite_kills_as_much():
+    full = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)))
+    small = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)), BuildSettings(fill=False))
+    assert small.quality.killed == full.quality.killed
+    assert len(small.tests) < len(full.tests) == 8
+    made = [t for t in small.tests if not t.shown]
+    assert made and small.quality.redundancy <= (len(small.tests) - len(made)) / len(small.tests)
+
+
 def test_a_suite_that_tells_too_little_apart_is_refused():
     faultless = problem("def f(x):\n    return x\n", tests=(call(1, expected=1),))
     suite = do(lambda builder: builder.build(faultless))

@@ -73,7 +73,15 @@ def test_shares_count_cases_and_mutants_not_problems():
 
 def test_what_was_not_counted_is_not_zero():
     (_, hard, _) = rows(SUITES)
-    for name in ("validity", "output_accuracy", "kill_rate", "policy_kill_rate", "false_reject", "branch_coverage"):
+    for name in (
+        "tests",
+        "validity",
+        "output_accuracy",
+        "kill_rate",
+        "policy_kill_rate",
+        "false_reject",
+        "branch_coverage",
+    ):
         assert getattr(hard, name) is None
     assert "tcg_difficulty/hard/kill_rate" not in metrics(rows(SUITES))
     assert metrics(rows(SUITES))["tcg_difficulty/easy/kill_rate"] == 0.7

@@ -28,7 +28,9 @@ def some_ids() -> list[str]:
 def trained(tmp_path_factory):
     """A generator that was trained with self-play and adapters, interrupted in its training and gone on with."""
     run_dir = tmp_path_factory.mktemp("tcg") / "run"
-    settings = ("tcg.self_play=true", "tcg.self_play_prompts=3", "tcg.lora_rank=2", "tcg.dpo_pairs=6", *SMALL)
+    # Enough of it that the generator writes what can be read.
+    learning = ("tcg.lora_rank=8", "tcg.learning_rate=0.003", "tcg.sft_completions=6", "tcg.sft_epochs=2")
+    settings = ("tcg.self_play=true", "tcg.self_play_prompts=3", "tcg.dpo_pairs=6", *learning, *SMALL)
     first = Started("tcg", "train", "--budget", "tiny", "--run-dir", str(run_dir), "--ids", *some_ids(), *settings)
     first.until_says(r"tcg: started", 400)
     first.process.send_signal(signal.SIGTERM)
