@@ -32,9 +32,9 @@ NOTHING = Executed([])
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """`size`: tests of a suite, at most; `fill`: up to it, beyond those that are needed. `inputs`: made from known ones by mutation, to choose from. `screening`: further ones,
-    never in a suite, that tell which programs differ from the reference. `mutants`: faulty programs to measure with.
-    `bar`: the kill rate below which a suite decides nothing."""
+    """`size`: tests of a suite, at most; `fill`: up to it, beyond those that are needed. `inputs`: made from known ones
+    by mutation, to choose from. `screening`: further ones, never in a suite, that tell which programs differ from the
+    reference. `mutants`: faulty programs to measure with. `bar`: the kill rate below which a suite decides nothing."""
 
     size: int = 8
     inputs: int = 24
