@@ -62,17 +62,19 @@ class Executions:
     async def by_references(self, problem: Problem, cases: Sequence[ParsedCase]) -> Executed:
         """Tests from cases: their inputs, and the outputs that all references agree on (the first is asked twice).
 
-        Left out are inputs that break a limit which the question states, on which a reference fails, takes long or
-        prints much, and cases that the sandbox itself failed on, which are not `known` either.
+        Left out are inputs that break a limit which the question states (without being run), on which a reference
+        fails, takes long or prints much, and cases that the sandbox itself failed on, which are not `known` either.
         """
-        cases = _legal(problem, cases)
         callable_ = problem.entry_point is None or any(isinstance(t.case, CallCase) for t in problem.tests)
-        if not cases or not problem.references or not callable_:
+        if not problem.references or not callable_:
             return Executed([])  # nobody to ask, or no test that can be called
+        every, cases = len(cases), legal(problem, cases)
+        if not cases:
+            return Executed([], every)
         asked = [*problem.references, problem.references[0]]
         outputs = await asyncio.gather(*[self.outputs(problem, reference, cases) for reference in asked])
         tests: list[ProblemTest] = []
-        known = right = 0
+        known, right = every - len(cases), 0
         longest = 0.0
         for case, results in zip(cases, zip(*outputs, strict=True), strict=True):
             if any(r.verdict is Verdict.SANDBOX_ERROR for r in results):
@@ -82,7 +84,7 @@ class Executions:
             if not all(r.ok for r in results) or cpu_s > REFERENCE_SHARE * self.limits.cpu_s:
                 continue
             values = [r.stdout if problem.entry_point is None else r.value for r in results]
-            if len(str(values[0])) > MAX_OUTPUT_CHARACTERS:
+            if not _is_short(values[0]):
                 continue
             test = make_test(problem, case, values[0], Origin.REFERENCE)
             if all(accepts(test, value) for value in values):
@@ -109,8 +111,12 @@ class Executions:
     ) -> dict[str, str]:
         """By the text of the input, what a program answers that is wrong and can be written down."""
         cases = [case_of(test) for test in tests]
-        found = {}
-        for test, result in zip(tests, await self.outputs(problem, program, cases, cpu_s), strict=True):
+        found: dict[str, str] = {}
+        try:
+            answers = await self.outputs(problem, program, cases, cpu_s)
+        except ValueError:  # a program that is too long
+            return found
+        for test, result in zip(tests, answers, strict=True):
             value = result.stdout if problem.entry_point is None else result.value
             if result.ok and not accepts(test, value):
                 wrong = make_test(problem, case_of(test), value, Origin.GENERATED)
@@ -125,14 +131,22 @@ class Executions:
         return max((case.cpu_s for case in result.cases), default=0.0)
 
     async def matrix(
-        self, problem: Problem, programs: Sequence[str], tests: Sequence[ProblemTest], cpu_s: float
+        self,
+        problem: Problem,
+        programs: Sequence[str],
+        tests: Sequence[ProblemTest],
+        cpu_s: float,
+        patient: bool = False,
     ) -> Matrix:
         """A row per program: which tests it passes, None where that is not known. `cpu_s`: of a right program, on the
-        test that takes it longest."""
+        test that takes it longest.
+
+        Of a program that runs out of time on one test nothing is known on later ones, unless `patient`.
+        """
         if not tests:
             return [[] for _ in programs]
-        limits = self._limits_of_others(cpu_s)
-        return await asyncio.gather(*[self._row(problem, program, tests, limits) for program in programs])
+        limits, stop = self._limits_of_others(cpu_s), "never" if patient else "first_timeout"
+        return await asyncio.gather(*[self._row(problem, program, tests, limits, stop) for program in programs])
 
     async def branches(self, problem: Problem, program: str, tests: Sequence[ProblemTest]) -> tuple[int, int]:
         """How many branches of a program the tests reach, and how many there are; (0, 0) where that cannot be told."""
@@ -153,8 +167,13 @@ class Executions:
             runs = [taken(run.value) for run in found if run.ok]
         return round(share(runs, noted.branches) * noted.branches), noted.branches
 
-    async def _row(self, problem: Problem, program: str, tests: Sequence[ProblemTest], limits: Limits) -> Row:
-        result = await self._judged(problem, program, tests, limits, "first_timeout")
+    async def _row(
+        self, problem: Problem, program: str, tests: Sequence[ProblemTest], limits: Limits, stop: str
+    ) -> Row:
+        try:
+            result = await self._judged(problem, program, tests, limits, stop)
+        except ValueError:  # a program that is too long
+            return [None] * len(tests)
         return [None if r.verdict in UNKNOWN else r.verdict is Verdict.ACCEPTED for r in result.cases]
 
     async def _judged(
@@ -172,7 +191,14 @@ class Executions:
         return self.limits.model_copy(update={"cpu_s": seconds})
 
 
-def _legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
+def _is_short(value: Any) -> bool:
+    try:
+        return len(str(value)) <= MAX_OUTPUT_CHARACTERS
+    except ValueError:  # a whole number of thousands of digits
+        return False
+
+
+def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
     """The cases that break no limit which the question states of a function's parameters."""
     if problem.entry_point is None or not problem.references:
         return list(cases)

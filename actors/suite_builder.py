@@ -12,14 +12,32 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.executions import Executed, Executions, Pool
+from actors.executions import Executed, Executions, Pool, legal
 from reasoning.execution_matrix import Matrix, consensus, rates, redundancy, self_play_rewards
 from reasoning.inputs import new_arguments, new_texts
-from reasoning.mutants import constant_programs, mutants
+from reasoning.mutants import constant_programs, mutants, shape
 from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality, TextPair
 from reasoning.self_play import text_reward
-from reasoning.suites import assemble, candidates, choose, expected_values, has_input, judge_quality, split_given
-from reasoning.test_cases import CASES_PER_PROMPT, ParsedCase, case_of, corrected_pair, make_test, training_tests
+from reasoning.suites import (
+    assemble,
+    candidates,
+    choose,
+    expected_values,
+    has_input,
+    input_key,
+    judge_quality,
+    split_given,
+)
+from reasoning.test_cases import (
+    CASES_PER_PROMPT,
+    ParsedCase,
+    accepts,
+    case_of,
+    corrected_pair,
+    make_test,
+    renderable,
+    training_tests,
+)
 from sandbox import CallCase, Limits, StdioCase
 
 LEAST_AGREEING = 2
@@ -28,6 +46,7 @@ STAND_INS = 3
 """Programs of the best agreeing set that answer for further inputs, as references would."""
 
 NOTHING = Executed([])
+NOT_MEASURED = SuiteQuality(mutants=0, screened=0, killed=0, killed_by_given=0, redundancy=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +78,16 @@ class Material:
 class _Told:
     """Programs that the known tests tell from the reference, each with its row over all of them: with a planted fault,
     and of the policy. `planted`: mutants in all; `constants`: rows of programs that always give the same answer;
-    `right`: programs of the policy that pass every known test."""
+    `right`: programs of the policy that pass every known test. `programs`: those of `mutants` and `samples`; `cpu_s`:
+    what the reference takes on a known test."""
 
     planted: int
     mutants: Matrix
     samples: Matrix
     constants: Matrix
     right: list[str]
+    programs: list[str]
+    cpu_s: float
 
     @property
     def wrong(self) -> Matrix:
@@ -120,7 +142,8 @@ class SuiteBuilder:
         if not agreeing:
             reason = f"no {LEAST_AGREEING} of {len(programs)} programs agree on a test that was written"
             shown = assemble(problem, problem.shown_tests, range(len(problem.shown_tests)))
-            return shown.model_copy(update={"accepted": False, "reason": reason})
+            quality = await self._against_truth(problem, shown, cases, programs, asked, NOT_MEASURED)
+            return shown.model_copy(update={"accepted": False, "reason": reason, "quality": quality})
         s = self.settings
         stand_in = problem.model_copy(update={"references": tuple(agreeing[:STAND_INS])})
         own = self._proposed(problem, [*problem.shown_tests, *agreed], s.inputs, s.seed)
@@ -129,11 +152,28 @@ class SuiteBuilder:
         tests = candidates(problem, [*agreed, *further], others=False)
         suite = await self._measured(stand_in, tests, [], ())
         assert suite.quality is not None
+        quality = suite.quality.model_copy(update={"inputs": len(own), "inputs_legal": len(made.tests)})
+        quality = await self._against_truth(problem, suite, cases, programs, asked, quality)
+        if suite.accepted and not quality.screened:
+            # With references this says nothing against a suite; here nothing else speaks for it.
+            reason = "no fault that was planted in the programs which agree can be told"
+            suite = suite.model_copy(update={"accepted": False, "reason": reason})
+        return suite.model_copy(update={"quality": quality})
+
+    async def _against_truth(
+        self,
+        problem: Problem,
+        suite: Suite,
+        cases: Sequence[ParsedCase],
+        programs: Sequence[str],
+        asked: int,
+        quality: SuiteQuality,
+    ) -> SuiteQuality:
+        """The quality of a suite that was made without references, with what they say where there are any."""
         truth: dict[str, float | int | None] = {"false_accept": None, "false_reject": None}
         if problem.references:
-            truth = await self._compared(problem, suite, cases, programs)
-        found = {"asked": asked, "cases": len(cases), "inputs": len(own), "inputs_legal": len(made.tests)} | truth
-        return suite.model_copy(update={"quality": suite.quality.model_copy(update=found)})
+            truth = await self._compared(problem, suite, cases, programs) | {"asked": asked}
+        return quality.model_copy(update=truth)
 
     async def agreed(
         self, problem: Problem, cases: Sequence[ParsedCase], programs: Sequence[str]
@@ -147,8 +187,9 @@ class SuiteBuilder:
         if not tests or len(programs) < LEAST_AGREEING:
             return [], []
         shown = problem.shown_tests
-        rows = await self.executions.matrix(problem, programs, [*shown, *tests], 0.0)
-        able = [i for i, row in enumerate(rows) if False not in row[: len(shown)]]
+        rows = await self.executions.matrix(problem, programs, [*shown, *tests], 0.0, patient=True)
+        # A copy under other names confirms nothing.
+        able = list({shape(programs[i]): i for i, row in enumerate(rows) if False not in row[: len(shown)]}.values())
         best = consensus([rows[i][len(shown) :] for i in able])
         if best is None or len(best.programs) < LEAST_AGREEING:
             return [], []
@@ -167,10 +208,12 @@ class SuiteBuilder:
         return Material(tests, [program for program, _ in kept], [wrong for _, wrong in kept])
 
     async def corrections(self, problem: Problem, texts: Sequence[Sequence[ParsedCase]]) -> list[TextPair]:
-        """Of each text of the generator that is wrong somewhere, the pair that prefers what the references say."""
+        """Of each text of the generator that is wrong somewhere, the pair that prefers what the references say. Given
+        tests that are held out are in none."""
         distinct = {case.key: case for case in itertools.chain(*texts)}
         tests = (await self.executions.by_references(problem, list(distinct.values()))).tests
-        true = {case_of(test).key: test for test in tests}
+        kept_apart = {input_key(test) for test in split_given(problem)[1]}
+        true = {case_of(test).key: test for test in tests if input_key(test) not in kept_apart}
         pairs = [corrected_pair(problem, cases, true) for cases in texts]
         return [pair for pair in pairs if pair is not None]
 
@@ -180,18 +223,20 @@ class SuiteBuilder:
         """The self-play reward of each text of the generator, by what its tests, with the outputs that it wrote, say of
         the references and of programs that are known to be `wrong` (`self_play_rewards`, `text_reward`)."""
         distinct: dict[tuple[str, str], ProblemTest] = {}
+        texts = [[case for case in legal(problem, cases) if case.output_ok] for cases in texts]
         for case in itertools.chain(*texts):
-            if case.output_ok:
+            if renderable(make_test(problem, case, case.output, Origin.GENERATED)):
                 distinct.setdefault(_asks(case), make_test(problem, case, case.output, Origin.GENERATED))
         tests = list(distinct.values())
         rewards: dict[tuple[str, str], float | None] = {}
         if tests:
             cpu_s = await self.executions.seconds(problem, problem.references[0], tests)
-            right = await self.executions.matrix(problem, problem.references, tests, 0.0)
-            failing = await self.executions.matrix(problem, wrong, tests, cpu_s)
+            right = await self.executions.matrix(problem, problem.references, tests, 0.0, patient=True)
+            failing = await self.executions.matrix(problem, wrong, tests, cpu_s, patient=True)
             rewards = dict(zip(distinct, self_play_rewards(right, failing, len(tests)), strict=True))
         return [
-            text_reward([rewards[_asks(case)] for case in cases if case.output_ok], CASES_PER_PROMPT) for cases in texts
+            text_reward([rewards[_asks(case)] for case in cases if _asks(case) in rewards], CASES_PER_PROMPT)
+            for cases in texts
         ]
 
     # --- parts ---
@@ -207,7 +252,10 @@ class SuiteBuilder:
         suite = assemble(problem, tests, chosen)
         picked, constants = ([[row[j] for j in chosen] for row in rows] for rows in (told.wrong, told.constants))
         by_mutant, by_sample = picked[: len(told.mutants)], picked[len(told.mutants) :]
-        given = [j for j, test in enumerate(tests) if test.origin is Origin.GIVEN]
+        # Apart from the others: among them a program that runs out of time is not asked again, and a given test may
+        # have made room for a made one that asks the same.
+        usable, _ = split_given(problem)
+        by_given = await self.executions.matrix(problem, told.programs, usable, told.cpu_s)
         right = await self.executions.matrix(problem, [*problem.references, *told.right], suite.tests, 0.0)
         found = rates(right, picked)
         covered, branches = await self.executions.branches(problem, problem.references[0], suite.tests)
@@ -215,11 +263,11 @@ class SuiteBuilder:
             mutants=told.planted,
             screened=len(told.mutants),
             killed=_killed(by_mutant),
-            killed_by_given=_killed([[row[j] for j in given] for row in told.mutants]),
+            killed_by_given=_killed(by_given[: len(told.mutants)]),
             samples=len(programs),
             samples_wrong=len(told.samples),
             samples_killed=_killed(by_sample),
-            samples_killed_by_given=_killed([[row[j] for j in given] for row in told.samples]),
+            samples_killed_by_given=_killed(by_given[len(told.mutants) :]),
             false_accept=found.false_accept,
             false_reject=found.false_reject,
             branches=branches,
@@ -227,7 +275,9 @@ class SuiteBuilder:
             redundancy=redundancy(picked),
         )
         rate = quality.killed / quality.screened if quality.screened else None
-        blind = len(constants) > _killed(constants) and any(map(has_input, suite.tests))
+        blind = any(map(has_input, suite.tests)) and (
+            any(row and all(row) for row in constants) or _expects_one_value(suite.tests)
+        )
         return judge_quality(suite, rate, s.bar, blind).model_copy(update={"quality": quality})
 
     async def _told_apart(self, problem: Problem, known: Sequence[ProblemTest], programs: Sequence[str]) -> _Told:
@@ -245,6 +295,8 @@ class SuiteBuilder:
             planted=len(planted),
             mutants=[row for row in rows[:samples] if False in row],
             samples=[row for row in rows[samples:answers] if False in row],
+            programs=[p for p, row in zip([*planted, *programs], rows, strict=False) if False in row],
+            cpu_s=cpu_s,
             constants=rows[answers:],
             right=[p for p, row in zip(programs, rows[samples:answers], strict=True) if all(row)],
         )
@@ -279,6 +331,14 @@ class SuiteBuilder:
             return [ParsedCase(None, text, None, output_ok=False) for text in new_texts(texts, count, seed)]
         known = [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]
         return [ParsedCase(args, "", None, output_ok=False) for args in new_arguments(known, count, seed)]
+
+
+def _expects_one_value(tests: Sequence[ProblemTest]) -> bool:
+    """Whether some value that one of the tests expects would pass all of them."""
+    values = [expected_values(test) for test in tests]
+    if not all(values):
+        return False  # code decides
+    return any(all(accepts(test, value) for test in tests) for (value,) in values)
 
 
 def _asks(case: ParsedCase) -> tuple[str, str]:

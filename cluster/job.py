@@ -136,9 +136,14 @@ def load_problems(console: Console, load: Callable[[BadRow], list[Problem]]) -> 
 
 
 def check(
-    config: RunConfig, problems: list[Problem], console: Console, memory: preflight.MemoryNeed = preflight.LOOP_MEMORY
-) -> Path:
-    """The model's directory, known to be usable; `memory`: what the command takes.
+    config: RunConfig,
+    problems: list[Problem],
+    console: Console,
+    memory: preflight.MemoryNeed = preflight.LOOP_MEMORY,
+    skip: bool = False,
+) -> tuple[Path, list[Problem]]:
+    """The model's directory and the problems, known to be usable; `memory`: what the command takes. With `skip` (and
+    `skip_bad_rows`) problems whose references fail are named and left out.
 
     Raises InputError for the first of these that does not hold: the model is there, its prompts leave room, memory is
     enough, W&B's mode is possible, all references pass.
@@ -150,8 +155,13 @@ def check(
     _check_prompts(config, model, problems)
     preflight.require_memory(model, memory)
     resolve_mode(config.wandb.mode)
-    preflight.check_references(problems, config, console)
-    return model
+    if not (skip and config.skip_bad_rows):
+        return model, preflight.check_references(problems, config, console)
+    usable = load_problems(console, lambda on_bad: preflight.check_references(problems, config, console, on_bad=on_bad))
+    for split in sorted({p.split for p in problems} - {p.split for p in usable}):
+        legal = "problems whose references pass their own tests"
+        raise InputError("problems", config.problems, legal, f"none is left in the split {split!r}")
+    return model, usable
 
 
 def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> None:

@@ -21,7 +21,7 @@ from cluster.config import RunConfig
 from cluster.driver_log import unlogged
 from cluster.progress import HEARTBEAT_SECONDS, ProgressDisplay
 from reasoning.errors import InputError, MachineError
-from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, with_held_out
+from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, row_id, with_held_out
 from reasoning.prompts import ChatEncoder, PolicyPrompts
 from reasoning.records import Problem
 from sandbox import LocalPool, PackageError, SandboxUnavailableError, Submission, SuiteResult, Verdict
@@ -67,7 +67,12 @@ def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY) -> None:
 def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
     """The problems of a training run, at least one held out, those to train on with references. Raises InputError."""
     problems = with_held_out(_read_problems(config, on_bad), config.ids)
-    require_references([p for p in problems if p.split == "train"])
+    bare = [p for p in problems if p.split == "train" and not p.references]
+    if config.skip_bad_rows:
+        for problem in bare:
+            on_bad(problems.index(problem) + 1, problem.id, "it has no reference to learn from")
+        return [p for p in problems if p not in bare]
+    require_references(bare)
     return problems
 
 
@@ -77,6 +82,13 @@ def require_references(problems: list[Problem]) -> None:
         if not problem.references:
             legal = "problems with references, or `o1coder tcg generate tcg.mode=question_only`, which does without"
             raise InputError("problems", problem.id, legal, "it has no reference")
+
+
+def require_programs(config: RunConfig) -> None:
+    """Raises InputError where tests are to be confirmed by programs and there would be too few."""
+    if config.tcg.mode == "question_only" and config.tcg.policy_samples < 2:
+        legal = "2 or more: tests are confirmed by programs that agree"
+        raise InputError("tcg.policy_samples", config.tcg.policy_samples, legal, "too few for tcg.mode=question_only")
 
 
 def problems_of(config: RunConfig, split: str, on_bad: BadRow) -> list[Problem]:
@@ -126,8 +138,10 @@ def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Pr
         raise InputError(
             "problems", name, "bundled, an existing FILE.jsonl, or a hub id that can be reached", reason
         ) from error
-    rows = [row for split in splits.values() for row in split]
-    return from_rows(enumerate(rows, start=1), name, ids, on_bad)
+    rows = [(split, row) for split, rows in splits.items() for row in rows]
+    problems = from_rows(enumerate((row for _, row in rows), start=1), name, ids, on_bad)
+    tested = {row_id(row) for split, row in rows if split.startswith("test")}
+    return [p.model_copy(update={"split": "heldout"}) if p.id in tested else p for p in problems]
 
 
 def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunConfig, header: int = 0) -> None:
@@ -154,9 +168,11 @@ def check_references(
     config: RunConfig,
     console: Console | None = None,
     heartbeat_s: float = HEARTBEAT_SECONDS,
-) -> None:
+    on_bad: BadRow | None = None,
+) -> list[Problem]:
     """Every reference passes every test of its problem, in the sandbox. Shows how far it is; silent for `heartbeat_s`
-    seconds at most.
+    seconds at most. Returns the problems of which that is so: all, unless `on_bad` is given, which is told of the
+    others.
 
     Raises InputError naming the first problem that fails and how, or where no isolation is available; MachineError
     where the sandbox itself fails.
@@ -174,11 +190,18 @@ def check_references(
         except SandboxUnavailableError as error:
             legal = "a machine with seccomp (Linux 4.14 or newer)"
             raise InputError("sandbox.min_level", config.sandbox.min_level, legal, str(error)) from None
+    if failures and on_bad is not None:
+        names = dict(failures)
+        for number, problem in enumerate(problems, start=1):
+            if problem.id in names:
+                on_bad(number, problem.id, f"its reference gets {names[problem.id]}")
+        return [p for p in problems if p.id not in names]
     if failures:
         problem, verdict = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         legal = "a problem whose references pass its own tests, or other ids"
         raise InputError("problems", problem, legal, f"its reference gets {verdict}{more}")
+    return problems
 
 
 async def _check(problems: list[Problem], config: RunConfig, on_done: Callable[[int], None]) -> list[tuple[str, str]]:

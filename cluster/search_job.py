@@ -106,7 +106,7 @@ def search(request: SearchRequest, console: Console, command: Sequence[str], sto
         model = Path()
         if found.left:
             run_dir.require_disk(MIN_DISK_GIB)
-            model = job.check(config, [t.problem for t in found.trees], console, memory_need(config))
+            model, _ = job.check(config, [t.problem for t in found.trees], console, memory_need(config))
         run_dir = found.run_dir = job.begin(run_dir, config, stop, command if new else None, found.state)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     with driver_log(run_dir.logs / "driver.log"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -23,8 +26,10 @@ from reasoning.suites import split_given, tests_by_origin
 from reasoning.test_cases import CASES_PER_PROMPT
 from sandbox.cache import program_key
 
+log = logging.getLogger(__name__)
+
 POLICY_PROGRAMS = 8
-"""Of a problem, that suites are measured with: the latest ones."""
+"""Of a problem, that suites are measured with: the latest ones; as many as are sampled where those are more."""
 BUILD_DEADLINE_S = 1800.0
 """How long the building of one suite may take after all that wait before it."""
 
@@ -33,11 +38,23 @@ BUILD_DEADLINE_S = 1800.0
 
 
 def tcg(run: RunContext, round_: int) -> dict[str, Any]:
-    """Train the generator on the problems of the round. Its accuracy is that on those which it was not trained on."""
+    """Train the generator on the problems of the round, but for those that it is measured on in every round, and is
+    never trained on."""
     c = run.config.tcg
-    problems = run.train_of(round_)
-    kept_out = min(c.measure_problems, max(1, len(problems) // 3)) if len(problems) > 1 else 0
-    return train_generator(run, round_, problems[kept_out:], problems[:kept_out], [c.mode == "reference"])
+    unseen = kept_apart(run)
+    names = {p.id for p in unseen}
+    taught = [p for p in run.train_of(round_) if p.id not in names]
+    return train_generator(run, round_, taught, unseen, [c.mode == "reference"])
+
+
+def kept_apart(run: RunContext) -> list[Problem]:
+    """The training problems that the generator is measured on: a third at most, by the seed and their ids alone."""
+    count = min(run.config.tcg.measure_problems, len(run.train) // 3)
+
+    def rank(problem: Problem) -> bytes:
+        return hashlib.sha256(f"{run.config.seed}:{problem.id}".encode()).digest()
+
+    return sorted(run.train, key=rank)[:count]
 
 
 def train_generator(
@@ -95,7 +112,7 @@ def measure(
         known, right = [e.known for e in rows], [e.right for e in rows]
         interval = bootstrap_ratio(right, known, run.config.seed) if sum(known) else None
         found[mode] = {
-            "asked": CASES_PER_PROMPT * sum(map(len, texts.values())),
+            "asked": CASES_PER_PROMPT * sum(text is not None for one in texts.values() for text in one),
             "cases": sum(known),
             "valid": sum(len(e.tests) for e in rows),
             "right": sum(right),
@@ -166,13 +183,15 @@ def sample_policy(run: RunContext, round_: int, problems: Sequence[Problem]) -> 
 def policy_programs(run: RunContext, problems: Sequence[Problem]) -> dict[str, list[str]]:
     """What the policy wrote for each problem in this run, the latest programs first, equal ones once."""
     wanted = {p.id for p in problems}
+    most = max(POLICY_PROGRAMS, run.config.tcg.policy_samples)
     files = [f for f in (run.dir.data / "paths").glob("*round-*.parquet") if not f.name.startswith("eval-")]
     found: dict[str, dict[bytes, str]] = {}
     for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name), reverse=True):
-        for path in run.store.read_paths([file.stem]):
+        # Not in the order of their ends: short programs end first.
+        for path in sorted(run.store.read_paths([file.stem]), key=lambda path: path.tree_id):
             if path.program is not None and path.problem_id in wanted:
                 mine = found.setdefault(path.problem_id, {})
-                if len(mine) < POLICY_PROGRAMS:
+                if len(mine) < most:
                     mine.setdefault(program_key(path.program), path.program)
     return {name: list(programs.values()) for name, programs in found.items()}
 
@@ -195,12 +214,13 @@ def make_suites(run: RunContext, round_: int, problems: Sequence[Problem]) -> di
     by_id = {p.id: p for p in problems}
     texts: Texts = {}
     began = time.monotonic()
+    places = asyncio.Semaphore(generation.AT_ONCE)
     with Background() as background:
         building: dict[str, Future[Suite]] = {}
 
         def build(name: str, written: list[str | None]) -> None:
             own = programs.get(name, [])
-            building[name] = background.start(_build(maker, by_id[name], written, own, with_code))
+            building[name] = background.start(_build(maker, places, by_id[name], written, own, with_code))
 
         if c.sft_completions and (run.state.get("tcg") or c.generator or not with_code):
             run.serve(first_generator(run), round_)
@@ -224,13 +244,24 @@ def make_suites(run: RunContext, round_: int, problems: Sequence[Problem]) -> di
 
 
 async def _build(
-    maker: SuiteBuilder, problem: Problem, texts: Sequence[str | None], programs: list[str], by_reference: bool
+    maker: SuiteBuilder,
+    places: asyncio.Semaphore,
+    problem: Problem,
+    texts: Sequence[str | None],
+    programs: list[str],
+    by_reference: bool,
 ) -> Suite:
     mine = [text for text in texts if text is not None]
-    cases, asked = generation.cases_of(problem, mine), CASES_PER_PROMPT * len(mine)
-    if not by_reference:
-        return await maker.build_agreed(problem, cases, programs, asked)
-    return await maker.build(problem, await maker.executions.by_references(problem, cases), programs, asked)
+    async with places:
+        try:
+            cases, asked = generation.cases_of(problem, mine), CASES_PER_PROMPT * len(mine)
+            if not by_reference:
+                return await maker.build_agreed(problem, cases, programs, asked)
+            return await maker.build(problem, await maker.executions.by_references(problem, cases), programs, asked)
+        except Exception as error:  # one problem must not end the stage; its suite decides nothing
+            log.warning("the suite of %s could not be built", problem.id, exc_info=True)
+            reason = f"it could not be built: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            return Suite(problem_id=problem.id, tests=(), accepted=False, reason=reason, difficulty=problem.difficulty)
 
 
 def _suite_of(run: RunContext, building: dict[str, Future[Suite]], name: str) -> Suite:
@@ -243,8 +274,8 @@ def _suite_of(run: RunContext, building: dict[str, Future[Suite]], name: str) ->
         try:
             return building[name].result(timeout=1.0)
         except TimeoutError:
-            if building[name].done():  # its own, not that of the waiting
-                raise
+            if building[name].done():  # meanwhile, or with a timeout of its own
+                return building[name].result()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"suites: that of {name} was not done within {BUILD_DEADLINE_S:.0f} s") from None
 

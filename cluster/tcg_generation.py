@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from actors.executions import Executed
 from actors.sampling import Draw
@@ -19,7 +22,12 @@ from cluster.context import RunContext
 from reasoning.records import GeneratedText, Problem, Sample
 from reasoning.test_cases import OPENING, ParsedCase, parse_cases, tcg_messages
 
+log = logging.getLogger(__name__)
+
 CALL_DEADLINE_S = 600.0
+AT_ONCE = 64
+"""Problems in work at a time."""
+T = TypeVar("T")
 Texts = dict[str, list[str | None]]
 """By problem id, one text per prompt; None where the engine failed."""
 
@@ -45,6 +53,23 @@ def fingerprint(model: Path) -> list[str | int]:
     return [str(model), *(part for f in files for part in (f.name, f.stat().st_size, f.stat().st_mtime_ns))]
 
 
+async def each(work: Callable[[Problem], Coroutine[Any, Any, T]], problems: Sequence[Problem]) -> dict[str, T]:
+    """What `work` makes of each problem, by id, `AT_ONCE` at a time: tests and outputs of thousands need not be in
+    memory together. A problem that it fails on is left out, and the log says why."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(problem: Problem) -> T | None:
+        async with places:
+            try:
+                return await work(problem)
+            except Exception:
+                log.warning("problem %s is left out", problem.id, exc_info=True)
+                return None
+
+    found = await asyncio.gather(*map(one, problems))
+    return {p.id: result for p, result in zip(problems, found, strict=True) if result is not None}
+
+
 def draw_samples(
     run: RunContext,
     problems: Sequence[Problem],
@@ -53,15 +78,14 @@ def draw_samples(
     on_samples: Callable[[str, list[Sample | None]], None],
 ) -> None:
     """One sample after each prompt of each problem; `on_samples` is told of a problem when all of its samples are
-    there. The seeds of a problem depend on `seed` and its place."""
+    there. The seeds of a problem depend on `seed` and its id."""
     c = run.config.tcg
     draw = Draw(max_tokens=c.max_tokens, temperature=c.temperature)
     workers = itertools.cycle(run.workers.rollouts)
     done = 0
 
-    def call(place: int) -> Callable[[], Any]:
-        problem = problems[place]
-        first = run.config.seed + 1_000_000 * seed + 256 * place
+    def call(problem: Problem) -> Callable[[], Any]:
+        first = random.Random(f"{run.config.seed}:{seed}:{problem.id}").randrange(2**30)
         return lambda: next(workers).draw_samples.remote(problem.id, prompts(problem), draw, first)
 
     def on_result(result: tuple[str, list[Sample | None]]) -> None:
@@ -71,8 +95,7 @@ def draw_samples(
         run.display.update(done, len(problems), unit="problems", loss=None)
 
     in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
-    calls = map(call, range(len(problems)))
-    flow.stream(calls, in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
+    flow.stream(map(call, problems), in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
 
 
 def write_texts(
@@ -88,7 +111,9 @@ def write_texts(
     """
     c = run.config.tcg
     assert run.serving is not None
-    made_by = {"weights": fingerprint(run.serving), "with_code": with_code, "seed": [run.config.seed, seed]}
+    starts = {p.id: prompt(run, p, with_code) for p in problems}
+    made_by = {"weights": fingerprint(run.serving), "seed": [run.config.seed, seed]}
+    made_by["prompts_digest"] = hashlib.sha256(json.dumps(sorted(starts.items())).encode()).hexdigest()
     made_by |= {name: getattr(c, name) for name in ("prompts", "max_tokens", "temperature")}
     kept = _Kept(run.dir.data / "generated" / f"{shard}.partial.jsonl", made_by)
     missing = [p for p in problems if p.id not in kept.texts]
@@ -102,7 +127,7 @@ def write_texts(
         if problem.id in kept.texts:
             on_texts(problem.id, kept.texts[problem.id])
     with kept:
-        draw_samples(run, missing, lambda p: [prompt(run, p, with_code)] * c.prompts, seed, on_samples)
+        draw_samples(run, missing, lambda p: [starts[p.id]] * c.prompts, seed, on_samples)
     texts = {p.id: kept.texts[p.id] for p in problems}
     written = [
         GeneratedText(problem_id=name, text=text or "", lost=text is None) for name in texts for text in texts[name]
@@ -126,7 +151,8 @@ class _Kept:
             lines = [head]
         for line in lines[1:]:
             name, texts = json.loads(line)
-            self.texts[name] = texts
+            if None not in texts:  # what the engine lost may come this time
+                self.texts[name] = texts
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".new")
         scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -161,8 +187,6 @@ def cases_of(problem: Problem, texts: Sequence[str | None]) -> list[ParsedCase]:
 def execute(run: RunContext, problems: Sequence[Problem], texts: Texts) -> dict[str, Executed]:
     """What the references make of the cases of each problem."""
 
-    async def all_of_them() -> list[Executed]:
-        runs = builder(run).executions
-        return await asyncio.gather(*[runs.by_references(p, cases_of(p, texts[p.id])) for p in problems])
-
-    return {p.id: found for p, found in zip(problems, asyncio.run(all_of_them()), strict=True)}
+    runs = builder(run).executions
+    found = asyncio.run(each(lambda p: runs.by_references(p, cases_of(p, texts[p.id])), problems))
+    return {p.id: found.get(p.id, Executed([])) for p in problems}

@@ -80,7 +80,9 @@ def run(request: TcgRequest, console: Console, command: Sequence[str], stop: Sto
             job.require_kind(run_dir, state, request.kind)
         taught, problems = _problems(request, config, state, console)
         run_dir.require_disk(preflight.MIN_DISK_GIB)
-        model = job.check(config, [*taught, *problems], console)
+        model, usable = job.check(config, [*taught, *problems], console, skip=True)
+        names = {p.id for p in usable}
+        taught, problems = ([p for p in some if p.id in names] for some in (taught, problems))
         run_dir = job.begin(run_dir, config, stop, command if new else None, state)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     with driver_log(run_dir.logs / "driver.log"):
@@ -111,9 +113,7 @@ def _problems(
         found = job.load_problems(console, lambda on_bad: preflight.problems_of(config, split, on_bad))
         if config.tcg.mode == "reference":
             preflight.require_references(found)
-        elif config.tcg.policy_samples < 2:
-            legal = "2 or more: tests are confirmed by programs that agree"
-            raise InputError("tcg.policy_samples", config.tcg.policy_samples, legal)
+        preflight.require_programs(config)
         console.print(f"problems: {len(found)}", highlight=False)
         return [], found
     if config.tcg.sft_completions == 0:

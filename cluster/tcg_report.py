@@ -43,7 +43,8 @@ class Accuracy(ReportRecord):
 
 
 class Row(ReportRecord):
-    """The suites of the problems of one difficulty; shares are over all that they count, None where that is nothing."""
+    """The suites of the problems of one difficulty, None where there is nothing to count. False accept, false reject
+    and redundancy are means over problems, the other shares are over all cases, programs or branches together."""
 
     difficulty: str
     suites: NonNegativeInt

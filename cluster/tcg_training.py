@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actors.suite_builder import Material
 from cluster.context import RunContext
-from cluster.tcg_generation import builder, draw_samples, fingerprint, prompt, write_texts
+from cluster.tcg_generation import builder, draw_samples, each, fingerprint, prompt, write_texts
 from learners.adapters import Lora
 from learners.batches import Example, PreferenceExample
 from learners.learner import LearnerSpec
@@ -26,11 +26,9 @@ Materials = dict[str, Material]
 def materials(run: RunContext, problems: Sequence[Problem], programs: dict[str, list[str]]) -> Materials:
     """What there is to learn from, by problem id; `programs`: of the policy."""
 
-    async def all_of_them() -> list[Material]:
-        maker = builder(run)
-        return await asyncio.gather(*[maker.material(p, programs.get(p.id, [])) for p in problems])
-
-    return {p.id: found for p, found in zip(problems, asyncio.run(all_of_them()), strict=True)}
+    maker = builder(run)
+    found = asyncio.run(each(lambda p: maker.material(p, programs.get(p.id, [])), problems))
+    return {p.id: found.get(p.id, Material([], [], [])) for p in problems}
 
 
 def spec(run: RunContext, model: Path, learning_rate: float) -> LearnerSpec:
@@ -63,12 +61,22 @@ def sft_examples(run: RunContext, problems: Sequence[Problem], found: Materials,
 
 
 def train_sft(run: RunContext, round_: int, model: Path, examples: list[Example]) -> Path:
-    """Fine-tune; the engines hold the new generator then. Returns its checkpoint."""
+    """Fine-tune; the engines hold the new generator then. Returns its checkpoint, which is that of an earlier process
+    where it had the same to learn: what comes after may have been interrupted."""
     c = run.config.tcg
+    settings = [fingerprint(model), c.model_dump(mode="json"), run.config.seed, [e.token_ids for e in examples]]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    known = run.state.get("tcg_sft_made", {})
+    if known.get("digest") == digest and (run.dir.path / known["path"]).is_dir():
+        run.state["tcg_sft"] = known["path"]
+        run.serve(run.dir.path / known["path"], round_)
+        return run.dir.path / str(known["path"])
     run.workers.learner.load(spec(run, model, c.learning_rate), run.config.seed)
     run.fit("sft", examples, run.fit_settings(c.batch_size, c.sft_epochs), round_, "tcg_sft")
     run.state["tcg_sft"] = run.checkpoint(f"tcg-sft-round-{round_}")
     made = run.dir.path / run.state["tcg_sft"]
+    run.state["tcg_sft_made"] = {"digest": digest, "path": run.state["tcg_sft"]}
+    run.dir.write_state(run.state)
     run.publish_learner(round_, made)
     return made
 
@@ -107,16 +115,13 @@ def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: s
         for with_code in _modes(run)
     ]
 
-    async def all_of_them() -> list[list[TextPair]]:
-        maker = builder(run)
+    maker = builder(run)
 
-        async def one(problem: Problem) -> list[TextPair]:
-            texts = [text for texts in by_mode for text in texts[problem.id] if text is not None]
-            return await maker.corrections(problem, [parse_cases(OPENING + text, problem) for text in texts])
+    async def one(problem: Problem) -> list[TextPair]:
+        texts = [text for texts in by_mode for text in texts[problem.id] if text is not None]
+        return await maker.corrections(problem, [parse_cases(OPENING + text, problem) for text in texts])
 
-        return await asyncio.gather(*map(one, problems))
-
-    return [pair for pairs in asyncio.run(all_of_them()) for pair in pairs]
+    return [pair for pairs in asyncio.run(each(one, problems)).values() for pair in pairs]
 
 
 def _modes(run: RunContext) -> list[bool]:
@@ -126,7 +131,8 @@ def _modes(run: RunContext) -> list[bool]:
 
 
 def train_dpo(run: RunContext, round_: int, model: Path, pairs: list[PreferenceExample]) -> list[dict[str, float]]:
-    """Prefer true tests; the engines hold the new generator then. Returns the rows of metrics."""
+    """Prefer true tests; the engines hold the new generator then, or `model` where training had to be ended. Returns
+    the rows of metrics."""
     c = run.config.tcg
     run.workers.learner.load(spec(run, model, c.dpo_learning_rate), run.config.seed)
     known = _with_reference(run, model, pairs)
@@ -140,6 +146,10 @@ def train_dpo(run: RunContext, round_: int, model: Path, pairs: list[PreferenceE
         sft_weight=c.dpo_sft_weight,
         most_drop=c.dpo_most_drop,
     )
+    if history[-1]["dpo/stopped"]:
+        # The true texts have become much less likely: what SFT came to is the better generator.
+        run.serve(model, round_)
+        return history
     run.state["tcg"] = run.checkpoint(f"tcg-round-{round_}")
     run.publish_learner(round_, run.dir.path / run.state["tcg"])
     return history
@@ -174,9 +184,15 @@ def self_play(run: RunContext, round_: int, problems: Sequence[Problem], found: 
     drawn: dict[str, list[Sample | None]] = {}
     copies = c.self_play_prompts
     draw_samples(run, problems, lambda p: [starts[p.id]] * copies, 7 * round_, drawn.__setitem__)
-    rewards = asyncio.run(_rewards(run, problems, drawn, found))
+    maker = builder(run)
+
+    async def one(problem: Problem) -> list[float | None]:
+        texts = [parse_cases(OPENING + s.text, problem) for s in drawn[problem.id] if s is not None]
+        return await maker.rewards(problem, texts, found[problem.id].programs)
+
+    rewards = asyncio.run(each(one, problems))
     trajectories: list[Trajectory] = []
-    for problem in problems:
+    for problem in [p for p in problems if p.id in rewards]:
         samples = [s for s in drawn[problem.id] if s is not None]
         trajectories += text_trajectories(problem.id, starts[problem.id], samples, rewards[problem.id], c.temperature)
     known = [r for one in rewards.values() for r in one if r is not None]
@@ -191,15 +207,3 @@ def self_play(run: RunContext, round_: int, problems: Sequence[Problem], found: 
     run.state["tcg"] = run.checkpoint(f"tcg-self-play-round-{round_}")
     run.publish_learner(round_, run.dir.path / run.state["tcg"])
     return {"texts": len(known), "reward": mean(known), "trajectories": len(trajectories)}
-
-
-async def _rewards(
-    run: RunContext, problems: Sequence[Problem], drawn: dict[str, list[Sample | None]], found: Materials
-) -> dict[str, list[float | None]]:
-    maker = builder(run)
-
-    async def one(problem: Problem) -> list[float | None]:
-        texts = [parse_cases(OPENING + s.text, problem) for s in drawn[problem.id] if s is not None]
-        return await maker.rewards(problem, texts, found[problem.id].programs)
-
-    return dict(zip([p.id for p in problems], await asyncio.gather(*map(one, problems)), strict=True))

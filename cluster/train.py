@@ -55,7 +55,8 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     problems = job.load_problems(console, lambda on_bad: preflight.load_problems(config, on_bad))
     held = sum(p.split == "heldout" for p in problems)
     console.print(f"problems: {len(problems) - held} to train on, {held} held out", highlight=False)
-    return job.check(config, problems, console), problems
+    preflight.require_programs(config)
+    return job.check(config, problems, console, skip=True)
 
 
 FIXED = ("model", "problems", "ids", "seed", "search.shots")

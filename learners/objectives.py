@@ -38,7 +38,7 @@ def mean_nll(summed: Tensor, tokens: Tensor) -> Tensor:
 
 def fell_too_far(change_per_token: float, most_drop: float) -> bool:
     """Whether log-probabilities fell by more than `most_drop` (both in nats per token)."""
-    return change_per_token < -most_drop
+    return not change_per_token >= -most_drop  # what is no number has fallen too far
 
 
 def step_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -28,7 +28,15 @@ class Instrumented:
 
 
 def instrumented(source: str, entry_point: str | None) -> Instrumented | None:
-    """The program with notes; None where it has no branch. Raises SyntaxError where it does not parse."""
+    """The program with notes; None where it has no branch, or is nested too deeply to be written down again. Raises
+    SyntaxError where it does not parse."""
+    try:
+        return _instrumented(source, entry_point)
+    except RecursionError:
+        return None
+
+
+def _instrumented(source: str, entry_point: str | None) -> Instrumented | None:
     notes = _Notes()
     tree = notes.visit(ast.parse(source))
     if not notes.count:
@@ -47,16 +55,18 @@ def instrumented(source: str, entry_point: str | None) -> Instrumented | None:
 
 
 def taken(value: object) -> frozenset[int]:
-    """The branches that a run noted. `value`: what the call returned, or the output of the program."""
+    """The branches that a run noted. `value`: what the call returned, or the output of the program; nothing where it
+    does not end with a note."""
     if isinstance(value, str):
         _, mark, numbers = value.rpartition(_MARK)
-        return frozenset(map(int, numbers.split())) if mark else frozenset()
+        words = numbers.split()
+        return frozenset(map(int, words)) if mark and all(w.isascii() and w.isdigit() for w in words) else frozenset()
     return frozenset(n for n in value if isinstance(n, int)) if isinstance(value, list) else frozenset()
 
 
 def share(runs: Iterable[frozenset[int]], branches: int) -> float:
     """Share of all branches that one of the runs took."""
-    return len(frozenset().union(*runs)) / branches
+    return len(frozenset(range(branches)).intersection(frozenset().union(*runs))) / branches
 
 
 _BEFORE = f"""
@@ -65,12 +75,15 @@ _BEFORE = f"""
 def {_NOTE}(number):
     {_HITS}.add(number)
 """
-# A program may leave by sys.exit or an error: what it has noted by then counts.
+# A program may leave by sys.exit or an error: what it has noted by then counts. Its threads go on after its last line.
 _AROUND_PROGRAM = f"""{_BEFORE}
 try:
     pass
 finally:
-    import sys as _o1coder_sys
+    import sys as _o1coder_sys, threading as _o1coder_threading
+    for _o1coder_one in _o1coder_threading.enumerate():
+        if _o1coder_one is not _o1coder_threading.current_thread() and not _o1coder_one.daemon:
+            _o1coder_one.join()
     _o1coder_sys.stdout.write({_MARK!r} + ' '.join(map(str, sorted({_HITS}))))
 """
 

@@ -55,6 +55,10 @@ _DISPLAYS: dict[type[ast.expr], str] = {
 """Expressions whose empty value is known."""
 
 
+MAX_CONSTANTS = 5
+MAX_CONSTANT_CHARACTERS = 4_000
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A program with one fault."""
@@ -70,9 +74,16 @@ Change = tuple[Fault, Callable[[], None]]
 def mutants(source: str, limit: int, seed: int = 0) -> list[Mutant]:
     """Up to `limit` distinct programs, each with one fault; the kinds of fault take turns, the places are drawn.
 
-    Some may behave like the original; the caller screens them by execution. Raises SyntaxError where `source` does not
-    parse.
+    Some may behave like the original; the caller screens them by execution. None at all where the program is nested too
+    deeply to be written down again. Raises SyntaxError where `source` does not parse.
     """
+    try:
+        return _mutants(source, limit, seed)
+    except RecursionError:
+        return []
+
+
+def _mutants(source: str, limit: int, seed: int) -> list[Mutant]:
     tree = ast.parse(source)
     original = ast.unparse(tree)
     assigned = _assigned(tree)
@@ -92,9 +103,10 @@ def mutants(source: str, limit: int, seed: int = 0) -> list[Mutant]:
 
 def constant_programs(entry_point: str | None, expected: Sequence[Any]) -> list[str]:
     """Programs that always give the same answer: none, and the commonest of the `expected` ones (for a program that
-    prints: of its outputs) that can be written down. A suite that one of them passes looks at nothing."""
-    counts = Counter(map(repr, expected))
-    answers = [repr(None), *(text for text, _ in counts.most_common() if text != repr(None) and _is_literal(text))][:2]
+    prints: of its outputs) that can be written down, `MAX_CONSTANTS` in all. A suite that one of them passes looks at
+    nothing."""
+    counts = Counter(text for value in expected if (text := _literal_text(value)) not in (None, repr(None)))
+    answers = [repr(None), *(text for text, _ in counts.most_common())][:MAX_CONSTANTS]
     if entry_point is None:
         return [f"import sys\nsys.stdout.write({answer} or '')\n" for answer in answers]
     owner, _, method = entry_point.rpartition(".")
@@ -106,12 +118,34 @@ def constant_programs(entry_point: str | None, expected: Sequence[Any]) -> list[
     return [f"def {method}(*arguments, **keywords):\n    return {answer}\n" for answer in answers]
 
 
-def _is_literal(text: str) -> bool:
+def shape(source: str) -> str:
+    """The same for programs that differ in layout and in the names that they give alone; the text itself where it does
+    not parse."""
     try:
+        tree = ast.parse(source)
+        names: dict[str, str] = {}
+        for node in ast.walk(tree):
+            match node:
+                case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                    names.setdefault(name, f"n{len(names)}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                node.id = names.get(node.id, node.id)
+            elif isinstance(node, ast.arg):
+                node.arg = names.get(node.arg, node.arg)
+        return ast.dump(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source
+
+
+def _literal_text(value: object) -> str | None:
+    """The value as source code; None where it has none, or a long one."""
+    try:
+        text = repr(value)  # refuses whole numbers of thousands of digits
         ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return False
-    return True
+        return None
+    return text if len(text) <= MAX_CONSTANT_CHARACTERS else None
 
 
 def _turns(tree: ast.AST, assigned: Counter[str], rng: random.Random) -> Iterator[tuple[int, int]]:

@@ -100,6 +100,9 @@ def from_rows(
                 continue
             legal = "a problem row (docs/data.md), or skip_bad_rows=true to go on without it"
             raise InputError("problems", f"{source} row {number}", legal, f"{name or 'no id'}: {error}") from None
+        if problem.id in problems and on_bad is not None:
+            on_bad(number, name, "a problem of this id is there already")
+            continue
         if problem.id in problems:
             raise InputError("problems", f"{source} row {number}", "distinct ids", f"{problem.id} is there already")
         problems[problem.id] = problem

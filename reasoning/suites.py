@@ -54,13 +54,15 @@ def assemble(problem: Problem, tests: Sequence[ProblemTest], chosen: Iterable[in
 
 
 def judge_quality(suite: Suite, kill_rate: float | None, bar: float, blind: bool = False) -> Suite:
-    """The suite with its kill rate and the decision: refused where the rate is below `bar`, or where it is `blind`: a
-    program that always gives the same answer passes it.
+    """The suite with its kill rate and the decision: refused where it has no test, where the rate is below `bar`, or
+    where it is `blind`: a program that always gives the same answer passes it.
 
     A reference without any screened mutant (nothing to kill) leaves the suite accepted, with kill rate None.
     """
     reason = ""
-    if kill_rate is not None and kill_rate < bar:
+    if not suite.tests:
+        reason = "it has no test"
+    elif kill_rate is not None and kill_rate < bar:
         reason = f"kill rate {kill_rate:.2f} is below the bar of {bar:.2f}"
     elif blind:
         reason = "a program that always gives the same answer passes it"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from reasoning.errors import RowError
 from reasoning.records import Problem, ProblemTest
-from sandbox import CallCase, StdioCase
+from sandbox import CallCase, ExactValue, StdioCase
 
 MAX_REFERENCES = 3
 """Of sometimes hundreds: all of them have to agree on every input, so each costs a run."""
@@ -37,17 +37,19 @@ def from_taco(row: Mapping[str, Any]) -> Problem:
     entry_point = found.get("fn_name")
     if entry_point is not None:
         question = f"{question}\n\nThe function is `{entry_point}`."
+    # Most of the data set wraps the returned value in a list of one.
+    wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
     try:
         tests = [
-            ProblemTest(case=_case(i, o, entry_point is not None), shown=n < SHOWN)
-            for n, (i, o) in enumerate(zip(inputs, outputs, strict=True))
+            ProblemTest(case=_call(i, o[0] if wrapped else o) if entry_point else _printed(i, o), shown=n < SHOWN)
+            for n, (i, o) in enumerate(zip(inputs[:MAX_TESTS], outputs, strict=False))
         ]
         return Problem(
             id=row_id(row),
             question=question,
             entry_point=entry_point,
             references=tuple(solutions[:MAX_REFERENCES]),
-            tests=tuple(tests[:MAX_TESTS]),
+            tests=tuple(tests),
             difficulty=str(row.get("difficulty") or "unknown").lower(),
         )
     except ValidationError as error:
@@ -66,7 +68,7 @@ def row_id(row: Mapping[str, Any]) -> str:
 
 def _decoded(row: Mapping[str, Any], name: str, kind: type) -> Any:
     """A field that holds a value as JSON or as a Python literal, or the value itself."""
-    value = row.get(name)
+    value = row.get(name, kind())
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -80,14 +82,15 @@ def _decoded(row: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
-def _case(given: Any, output: Any, call: bool) -> CallCase | StdioCase:
-    if not call:
-        return StdioCase(stdin=_text(given), expected=_text(output))
+def _call(given: Any, output: Any) -> CallCase:
     if not isinstance(given, list):
         raise RowError("field input_output: the input of a function is a list of its arguments")
-    # The data set wraps the returned value in a list of one.
-    expected = output[0] if isinstance(output, list) and len(output) == 1 else output
-    return CallCase(args=given, expected=expected)
+    # JSON has no tuples.
+    return CallCase(args=given, expected=output, comparator=ExactValue(sequence_kind="any"))
+
+
+def _printed(given: Any, output: Any) -> StdioCase:
+    return StdioCase(stdin=_text(given), expected=_text(output))
 
 
 def _text(value: Any) -> str:

@@ -76,7 +76,10 @@ def renderable(test: ProblemTest) -> bool:
     case = test.case
     if isinstance(case, ExpressionCase | AssertCase) or (isinstance(case, CallCase) and case.kwargs):
         return False
-    given, output = input_text(test), output_text(test)
+    try:
+        given, output = input_text(test), output_text(test)
+    except ValueError:  # a whole number of thousands of digits
+        return False
     if len(given) + len(output) > MAX_CASE_CHARACTERS:
         return False
     if isinstance(case, CallCase):
@@ -261,14 +264,14 @@ def preference_pairs(
 ) -> list[TextPair]:
     """`count` DPO pairs: true tests against the same inputs with wrong outputs (paper section 3.1).
 
-    `wrong`: of faulty programs, the outputs that are wrong, by the text of the input. Where there are any, every other
-    pair takes one of theirs, which is wrong as programs are; the others permute or corrupt the true outputs.
+    `wrong`: of faulty programs, the outputs that are wrong, by the text of the input. Where there are any, half of the
+    pairs take one of theirs, which is wrong as programs are; the others permute or corrupt the true outputs.
     """
     if len(tests) < CASES_PER_PROMPT:
         return []
     pairs = []
-    for number in range(count):
-        faulty = rng.choice(wrong) if wrong and number % 2 == 0 else {}
+    for _ in range(count):
+        faulty = rng.choice(wrong) if wrong and rng.random() < 0.5 else {}
         told = [test for test in tests if input_text(test) in faulty]
         picked = [rng.choice(told)] if told else []
         others = [test for test in tests if test not in picked]

@@ -246,6 +246,52 @@ def test_a_suite_that_takes_anything_is_refused(comparator):
     assert made.accepted == (comparator is not POISON)
 
 
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_no_accepted_suite_expects_the_same_of_all_inputs(seed):
+    """Whichever answer it is: here the commoner one is not the one that a suite may end up with."""
+    three = "def f(s):\n    return len(s) == 3\n"
+    tests = (call("abc", expected=True, shown=True), call("xab", expected=True, shown=True), call("a", expected=False))
+    suite = do(lambda b: b.build(problem(three, tests=tests)), BuildSettings(seed=seed))
+    assert not suite.accepted or len({t.case.expected for t in suite.tests}) == 2
+
+
+def test_a_suite_without_tests_is_refused():
+    sorts = problem("def f(xs):\n    xs.sort()\n", tests=(call([2, 1], expected=None), call([1], expected=None)))
+    suite = do(lambda b: b.build(sorts), BuildSettings(fill=False))
+    assert (suite.accepted, suite.reason) == (False, "it has no test")
+
+
+def test_sandbox_failures_are_not_taken_for_blindness():
+    given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0)))
+
+    async def work(builder):
+        judge = builder.executions.pool.judge
+
+        class Failing:
+            async def judge(self, submission):
+                result = await judge(submission)
+                if "*arguments" not in submission.source:
+                    return result
+                lost = [case.model_copy(update={"verdict": Verdict.SANDBOX_ERROR}) for case in result.cases]
+                return result.model_copy(update={"cases": lost})
+
+            run_calls = builder.executions.pool.run_calls
+
+        return await SuiteBuilder(Failing(), LIMITS, BuildSettings()).build(given)
+
+    assert do(work).accepted
+
+
+def test_what_the_given_tests_kill_does_not_depend_on_what_was_made():
+    """Neither where the generator repeats a given input, nor where a mutant runs out of time on a made one."""
+    loops = "def f(n):\n    i = 0\n    while i < n:\n        i += 1\n    return i\n"
+    given = problem(loops, tests=tuple(call(n, expected=n, shown=n < 2) for n in (0, 1, 2, 3, 4)))
+    repeated = [ProblemTest(case=CallCase(args=[n], expected=n), origin=Origin.REFERENCE) for n in (2, 3, 4)]
+    plain = do(lambda b: b.build(given), BuildSettings(inputs=0, screening=0)).quality
+    made = do(lambda b: b.build(given, Executed(repeated)), BuildSettings(inputs=0, screening=0)).quality
+    assert plain.killed_by_given == made.killed_by_given == plain.screened > 0
+
+
 def test_a_program_that_has_nothing_to_look_at_may_always_answer_the_same():
     nothing = problem("def f():\n    return 7\n", tests=(call(expected=7),))
     assert do(lambda b: b.build(nothing)).accepted
@@ -292,6 +338,76 @@ def test_texts_are_rewarded_for_what_their_tests_tell_apart():
     found = do(lambda b: b.rewards(given, texts, wrong))
     # One test of three that were asked for; the others count -1 each.
     assert found == [pytest.approx((reward - 2) / 3) for reward in (1.0, 0.5, 0.0, -1.0)] + [-1.0, -1.0]
+
+
+def test_rewards_do_not_depend_on_other_texts_nor_on_illegal_inputs():
+    adds = problem(
+        "def f(n):\n    t = 0\n    for i in range(n):\n        t += 1\n    return t\n",
+        tests=(call(1, expected=1), call(3, expected=3)),
+        question="Count, 0 <= n.",
+    )
+    wrong = ["def f(n):\n    while n != 3:\n        pass\n    return 3\n"]
+    texts = [[case(1, output=1), case(2, output=2), case(5, output=5)], [case(3, output=3)] * 1, [case(4, output=9)]]
+    alone = [do(lambda b, t=t: b.rewards(adds, [t], wrong))[0] for t in texts]
+    huge = [case(10**10, output=10**10)]
+    together = do(lambda b: b.rewards(adds, [huge, *texts], wrong))[1:]
+    assert together == alone and alone[0] == 1.0
+    assert do(lambda b: b.rewards(adds, [[case(-1, output=0), case(-2, output=0), case(-3, output=0)]], wrong)) == [
+        -1.0
+    ]
+
+
+def test_one_input_that_takes_too_long_does_not_end_a_consensus():
+    secret = problem("unused", tests=(call(0, expected=0),)).model_copy(update={"references": ()})
+    programs = [
+        "def f(n):\n    return sum(range(n + 1))\n",
+        "def f(n):\n    t = 0\n    while n:\n        t += n\n        n -= 1\n    return t\n",
+    ]
+    cases = [case(10**10, output=1), case(5, output=15), case(6, output=21)]
+    tests, agreeing = do(lambda b: b.agreed(secret, cases, programs))
+    assert [t.case.args[0] for t in tests] == [5, 6] and agreeing == programs
+    assert do(lambda b: b.build_agreed(secret, cases, programs)).accepted
+
+
+def test_a_copy_under_other_names_confirms_nothing():
+    twice = problem("def f(x):\n    return 2 * x\n", tests=(call(0, expected=0, shown=True),))
+    copies = ["def f(x):\n    return x\n", "def f(n):\n    # the same\n    return n\n"]
+    suite = do(lambda b: b.build_agreed(twice, [case(0, output=0), case(3, output=3)], copies, asked=3))
+    assert not suite.accepted and "no 2 of 2 programs agree" in suite.reason
+    # It counts all the same in what is said of the generator.
+    assert (suite.quality.asked, suite.quality.cases, suite.quality.cases_right) == (3, 2, 1)
+    other = [*copies, "def f(x):\n    return x + 0 * x\n"]
+    fooled = do(lambda b: b.build_agreed(twice, [case(3, output=3)], other), BuildSettings(mutants=0))
+    assert not fooled.accepted and "no fault" in fooled.reason
+
+
+HOSTILE = {
+    "a number of thousands of digits": ("def f(n):\n    return 10 ** (n * 1000)\n", [case(1), case(9)]),
+    "a long text": ("def f(n):\n    return 'ab' * 200_000 * n\n", [case(0), case(1)]),
+    "deep nesting": ("def f(n):\n    return n" + " + 0" * 900 + "\n", [case(0), case(1)]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_that_programs_answer_ends_the_building(name):
+    source, cases = HOSTILE[name]
+    given = problem(source, tests=(call(0, expected="" if "text" in name else int(name[0] == "a")),))
+
+    async def work(builder):
+        executed = await builder.executions.by_references(given, cases)
+        too_long = "def f(n):\n    return 1\n" + "#" * 300_000
+        programs = ["def f(n):\n    return 10 ** 9000\n", source.replace("return", "return 1 or"), too_long]
+        return await builder.build(given, executed, programs), await builder.material(given, programs)
+
+    suite, material = do(work)
+    assert suite.quality.samples == 3 and len(material.programs) == len(material.wrong)
+
+
+def test_nothing_is_learnt_from_what_is_held_out():
+    doubles = problem("def f(n):\n    return 2 * n\n", tests=(call(1, expected=2), call(3, expected=6)))
+    pairs = do(lambda b: b.corrections(doubles, [[case(3, output=5)], [case(4, output=5)]]))
+    assert [p.rejected for p in pairs] == ["Input:\n4\nOutput:\n5"]
+    assert [p.chosen for p in pairs] == ["Input:\n4\nOutput:\n8"]
 
 
 def test_hard_negatives_are_answers_of_programs_of_the_policy_too():

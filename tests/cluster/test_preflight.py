@@ -126,6 +126,32 @@ def test_a_problem_to_train_on_needs_a_reference(problem_file):
     assert [p.references == () for p in held] == [False, True]
 
 
+def test_what_cannot_be_trained_on_can_be_left_out(problem_file):
+    """A large data set has a few rows without a solution, some twice, and wrong solutions."""
+    wrong = row("wrong", references=["def double(n):\n    return n\n"])
+    rows = [row("a", split="heldout"), row("b"), row("b"), row("bare", references=[]), wrong]
+    made = config(problem_file(*rows), "skip_bad_rows=true")
+    told = []
+    problems = load_problems(made, lambda *line: told.append(line))
+    assert [p.id for p in problems] == ["mine/a", "mine/b", "mine/wrong"]
+    assert [(name, why) for _, name, why in told] == [
+        ("mine/b", "a problem of this id is there already"),
+        ("mine/bare", "it has no reference to learn from"),
+    ]
+    told.clear()
+    kept = check_references(problems, made, on_bad=lambda *line: told.append(line))
+    assert [p.id for p in kept] == ["mine/a", "mine/b"]
+    assert told == [(3, "mine/wrong", "its reference gets wrong_answer on test 1: returned 2, expected 4")]
+
+
+def test_the_test_split_of_a_data_set_is_never_trained_on(monkeypatch):
+    import datasets
+
+    rows = [row("a", split="train"), row("b", split="train")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": rows[:1], "test": rows[1:]})
+    assert [p.split for p in load_problems(config("some/set"), nothing_bad)] == ["train", "heldout"]
+
+
 def checked(problem_file, *rows):
     made = config(problem_file(row("fine"), *rows))
     check_references(load_problems(made, nothing_bad), made)

@@ -137,3 +137,18 @@ def test_every_config_that_ships_can_be_loaded():
     for file in CONFIGS.glob("*.yaml"):
         load(file)
     assert load(CONFIGS / "tcg_lora.yaml").tcg.lora_rank == 1
+
+
+def test_problems_whose_references_fail_can_be_left_out(command, tmp_path, capfd):
+    wrong = {"references": ["def double(n):\n    return n\n"]}
+    rows = [{**r, **(wrong if r["id"] in ("mine/0", "mine/4") else {})} for r in ROWS]
+    worse = [{**r, **(wrong if r["split"] == "heldout" else {})} for r in ROWS]
+    write(tmp_path, {"p.jsonl": lines(*rows), "worse.jsonl": lines(*worse), **MODEL})
+    assert command("train", *COMMON)[0] == 2
+    job = command("train", *COMMON, "skip_bad_rows=true")[2]
+    assert (ids(job.taught), ids(job.problems)) == ([f"mine/{n}" for n in range(1, 4)], ["mine/5"])
+    code, error, _ = command(
+        "train", "--run-dir", "b", "--problems", "worse.jsonl", "--model", "model", "skip_bad_rows=true"
+    )
+    assert code == 2
+    one_line(error, "problems: got", "none is left in the split 'heldout'")

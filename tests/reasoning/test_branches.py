@@ -92,6 +92,15 @@ def test_programs_print_their_branches_last_even_where_they_leave_early():
     assert taken("no mark") == frozenset() == taken(None)
 
 
+def test_programs_that_work_in_a_thread_are_waited_for():
+    main = "def main():\n    n = int(input())\n    print('YES' if n else 'NO')\n"
+    source = f"import threading\n{main}threading.Thread(target=main).start()\n"
+    branches, out = printed(source, "1")
+    assert branches == 2 and out.startswith("YES\n") and len(taken(out)) == 1
+    assert taken(out + "YES") == frozenset()  # not the last line: nothing is known
+    assert share([frozenset({0, 99})], 2) == 0.5
+
+
 def test_notes_change_no_answer():
     """Of every bundled reference, on its own tests."""
     seen = 0

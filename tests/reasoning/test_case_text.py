@@ -326,17 +326,21 @@ def test_answers_of_faulty_programs_are_rejected():
     wrong = [{"1": "-1", "4": "40"}, {"3": "[]"}]
     pairs = preference_pairs(problem, tests, "", random.Random(3), 40, wrong)
     lies = []
-    for pair in pairs[::2]:
+    for pair in pairs:
         good, bad = parse_cases(pair.chosen, problem), parse_cases(pair.rejected, problem)
         assert [c.key for c in good] == [c.key for c in bad]
         assert all(c.output == c.args[0] for c in good)
         changed = {repr(b.args[0]): repr(b.output) for g, b in zip(good, bad, strict=True) if g.output != b.output}
-        assert changed and any(changed.items() <= program.items() for program in wrong)
-        lies += changed
-    assert set(lies) == {"1", "3", "4"}
-    for pair in pairs[1::2]:  # the others keep to the true outputs of the three tests, in another order
-        good, bad = parse_cases(pair.chosen, problem), parse_cases(pair.rejected, problem)
-        assert sorted(c.output for c in good) == sorted(c.output for c in bad)
+        assert changed
+        if any(changed.items() <= program.items() for program in wrong):
+            lies.append(changed)
+        else:  # the others keep to the true outputs of the three tests, in another order
+            assert sorted(c.output for c in good) == sorted(c.output for c in bad)
+    assert {given for changed in lies for given in changed} == {"1", "3", "4"}
+    assert 10 < len(lies) < 30
+    # Also where there is one pair of each problem.
+    first = [preference_pairs(problem, tests, "", random.Random(n), 1, [{"1": "-1"}])[0].rejected for n in range(40)]
+    assert 10 < sum("-1" in text for text in first) < 30
 
 
 def test_the_generators_prompt():

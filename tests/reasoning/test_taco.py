@@ -44,6 +44,13 @@ def test_a_program():
     assert row_id(PRINT) != row_id({**PRINT, "question": "Triple it."})
 
 
+def test_answers_that_are_not_wrapped_stay_lists():
+    found = {"fn_name": "angle", "inputs": [[3], [4]], "outputs": [[1], [2, 3]]}
+    assert [t.case.expected for t in from_row({**CALL, "input_output": found}).tests] == [[1], [2, 3]]
+    bare = {name: value for name, value in CALL.items() if name != "solutions"}
+    assert from_row(bare).references == ()
+
+
 def test_literals_of_python_and_no_solution():
     problem = from_row({**CALL, "solutions": "[]", "input_output": str(json.loads(CALL["input_output"]))})
     assert problem.references == () and len(problem.tests) == 2
