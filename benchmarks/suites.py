@@ -110,13 +110,14 @@ class Bench:
         tests = [*problem.tests, *suite.tests, *more]
         cpu_s = await self.runs.seconds(problem, problem.references[0], tests)
         found = await self.runs.matrix(problem, fresh, tests, cpu_s)
-        given, own = len(problem.tests), len(suite.tests)
-        wrong = [row for row in found if False in row]
+        wrong = [source for source, row in zip(fresh, found, strict=True) if False in row]
+        # Each alone: of a program that runs out of time on one test nothing is known on later ones.
+        killed = [await self.runs.matrix(problem, wrong, some, cpu_s) for some in (suite.tests, problem.tests)]
         return {
             "screened": len(wrong),
-            "suite": sum(False in row[given : given + own] for row in wrong),
-            "given": sum(False in row[:given] for row in wrong),
-            "tests": own,
+            "suite": sum(False in row for row in killed[0]),
+            "given": sum(False in row for row in killed[1]),
+            "tests": len(suite.tests),
             "true": await self.passes(problem, suite),
             "accepted": suite.accepted,
         }
@@ -132,16 +133,10 @@ class Bench:
         self, problem: Problem, programs: Sequence[str], suites: Mapping[str, Sequence[ProblemTest]]
     ) -> dict[str, list[bool | None]]:
         """For each suite, whether it accepts each program; None where that is not known."""
-        tests = [test for suite in suites.values() for test in suite]
-        found = await self.rows(problem, programs, tests) if tests else [[] for _ in programs]
         result: dict[str, list[bool | None]] = {}
-        start = 0
         for name, suite in suites.items():
-            end = start + len(suite)
-            result[name] = [
-                False if False in row[start:end] else None if None in row[start:end] else True for row in found
-            ]
-            start = end
+            found = await self.rows(problem, programs, suite)
+            result[name] = [False if False in row else None if None in row else True for row in found]
         return result
 
 
@@ -286,8 +281,11 @@ async def refactory(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any
     async def one(task: Mapping[str, Any]) -> dict[str, Any]:
         mine = [row for row in rows if row["kind"] == "program" and row["task"] == task["task"]]
         mine = mine[:: 40 if quick else 1]
+        # The first right program is the reference, and is not judged.
         sources = ["\n".join(part for part in (task["prelude"], row["program"]) if part) for row in mine]
-        first = next(s for s, row in zip(sources, mine, strict=True) if row["label"] == "correct")
+        at = next(n for n, row in enumerate(mine) if row["label"] == "correct")
+        first = sources.pop(at)
+        del mine[at]
         calls = [ast.parse(expression, mode="eval").body for expression, _ in task["tests"]]
         assert all(isinstance(call, ast.Call) for call in calls)
         given = tuple(
