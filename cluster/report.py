@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from rich import box
@@ -30,6 +30,7 @@ MISSING = "-"
 _LONGEST_QUESTION = 1200
 """Characters of a question that are shown; the whole of it is in report.json."""
 
+R = TypeVar("R", bound="ReportRecord")
 Change = Literal["better", "worse", "no clear change"]
 
 
@@ -128,15 +129,25 @@ def render(summary: RunSummary, console: Console) -> None:
 
 def render_text(summary: RunSummary, width: int = WIDTH) -> str:
     """The report as plain text without trailing spaces."""
+    return as_text(summary, render, width)
+
+
+def as_text(record: R, show: Callable[[R, Console], None], width: int = WIDTH) -> str:
+    """What `show` prints of a record, as plain text without trailing spaces."""
     out = io.StringIO()
-    render(summary, Console(file=out, width=width, color_system=None, force_terminal=False, legacy_windows=False))
+    show(record, Console(file=out, width=width, color_system=None, force_terminal=False, legacy_windows=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def write(summary: RunSummary, run_dir: RunDir) -> None:
     """Write report.json and report.txt, each whole or not at all. Raises OSError when the disk refuses."""
-    run_dir.write_atomic(run_dir.report, json.dumps(summary.model_dump(mode="json"), indent=2) + "\n")
-    run_dir.write_atomic(run_dir.report_text, render_text(summary).encode(errors="replace"))
+    write_record(summary, render, run_dir)
+
+
+def write_record(record: R, show: Callable[[R, Console], None], run_dir: RunDir) -> None:
+    """As `write`, for the report of any command."""
+    run_dir.write_atomic(run_dir.report, json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
+    run_dir.write_atomic(run_dir.report_text, as_text(record, show).encode(errors="replace"))
 
 
 # Parts of the page ---------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import RunConfig
-from cluster.report import MISSING, WIDTH, ReportRecord, clean
+from cluster.report import MISSING, WIDTH, ReportRecord, clean, write_record
 from cluster.run_dir import RunDir
 from cluster.trees import as_rows
 from reasoning.estimators import Interval, bootstrap
@@ -107,11 +105,7 @@ def summarize(
 
 def write(report: SearchReport, run_dir: RunDir) -> None:
     """Write report.json and report.txt, each whole or not at all. Raises OSError when the disk refuses."""
-    run_dir.write_atomic(run_dir.report, json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
-    out = io.StringIO()
-    render(report, Console(file=out, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False))
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    run_dir.write_atomic(run_dir.report_text, text.encode(errors="replace"))
+    write_record(report, render, run_dir)
 
 
 def render(report: SearchReport, console: Console) -> None:

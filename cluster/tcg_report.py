@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from cluster.report import MISSING, WIDTH, ReportRecord, clean
+from cluster.report import MISSING, WIDTH, ReportRecord, clean, write_record
 from cluster.run_dir import RunDir
 from reasoning.estimators import Interval, bootstrap_ratio
 from reasoning.records import Suite, SuiteQuality, mean
@@ -305,11 +303,7 @@ def _bars(found: Sequence[Row]) -> Table:
 
 def write(report: TcgReport, run_dir: RunDir) -> None:
     """Write report.json, report.txt and report.html, each whole or not at all. Raises OSError when the disk refuses."""
-    run_dir.write_atomic(run_dir.report, json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
-    out = io.StringIO()
-    render(report, Console(file=out, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False))
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-    run_dir.write_atomic(run_dir.report_text, text.encode(errors="replace"))
+    write_record(report, render, run_dir)
     run_dir.write_atomic(run_dir.path / PAGE, page(report).encode(errors="replace"))
 
 
