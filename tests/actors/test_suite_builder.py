@@ -105,7 +105,9 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "is slow")) for name in REFERENCES]
+)
 def test_inputs_that_a_reference_cannot_answer_for_make_no_test(name):
     references, kept = REFERENCES[name]
     given = problem(*references, tests=(call(1, expected=1),))
@@ -148,6 +150,7 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
     assert len(misread.tests) == 5
 
 
+@pytest.mark.slow
 def test_a_slow_given_test_does_not_make_its_mutants_look_killed():
     """On the given input the reference itself takes longer than on all that is made from it."""
     slow = "def f(n):\n    for _ in range(n):\n        pass\n    return n > 5\n"

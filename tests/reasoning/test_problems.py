@@ -316,6 +316,7 @@ def test_demonstrations_belong_to_training_problems(problems):
         assert parse(render(demo.steps)) == demo.steps, demo.problem_id
 
 
+@pytest.mark.slow
 def test_references_and_demonstrations_pass_every_test(problems):
     by_id = {p.id: p for p in problems}
     programs = [(p, r) for p in problems for r in p.references]
