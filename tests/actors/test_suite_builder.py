@@ -343,6 +343,7 @@ def test_texts_are_rewarded_for_what_their_tests_tell_apart():
     assert found == [pytest.approx((reward - 2) / 3) for reward in (1.0, 0.5, 0.0, -1.0)] + [-1.0, -1.0]
 
 
+@pytest.mark.slow
 def test_rewards_do_not_depend_on_other_texts_nor_on_illegal_inputs():
     adds = problem(
         "def f(n):\n    t = 0\n    for i in range(n):\n        t += 1\n    return t\n",
@@ -360,6 +361,7 @@ def test_rewards_do_not_depend_on_other_texts_nor_on_illegal_inputs():
     ]
 
 
+@pytest.mark.slow
 def test_one_input_that_takes_too_long_does_not_end_a_consensus():
     secret = problem("unused", tests=(call(0, expected=0),)).model_copy(update={"references": ()})
     programs = [

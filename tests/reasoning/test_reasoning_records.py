@@ -75,7 +75,9 @@ def test_a_lost_path_is_neither_complete_nor_solved():
     assert not path(value=None).solved
 
 
-@pytest.mark.parametrize("change", [{"id": ""}, {"question": ""}, {"references": ()}, {"tests": ()}, {"split": "dev"}])
+@pytest.mark.parametrize(
+    "change", [{"id": ""}, {"question": ""}, {"references": ("x", 1)}, {"tests": ()}, {"split": "dev"}]
+)
 def test_problems_that_are_none(change):
     with pytest.raises(ValidationError):
         Problem.model_validate({**bundled()[0].model_dump(), **change})
