@@ -225,8 +225,9 @@ class SuiteBuilder:
         distinct: dict[tuple[str, str], ProblemTest] = {}
         texts = [[case for case in legal(problem, cases) if case.output_ok] for cases in texts]
         for case in itertools.chain(*texts):
-            if renderable(make_test(problem, case, case.output, Origin.GENERATED)):
-                distinct.setdefault(_asks(case), make_test(problem, case, case.output, Origin.GENERATED))
+            test = make_test(problem, case, case.output, Origin.GENERATED)
+            if renderable(test):
+                distinct.setdefault(_asks(case), test)
         tests = list(distinct.values())
         rewards: dict[tuple[str, str], float | None] = {}
         if tests:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import operator
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -297,6 +298,12 @@ def conduct(
                     logging.shutdown()
                     os._exit(code)
     return code
+
+
+def remove_transfer(state: Mapping[str, Any]) -> None:
+    """Free the shared memory that weights were handed over in."""
+    if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
+        shutil.rmtree(state["transfer"], ignore_errors=True)
 
 
 def wind_up(

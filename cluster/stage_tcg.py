@@ -43,8 +43,10 @@ def tcg(run: RunContext, round_: int) -> dict[str, Any]:
     c = run.config.tcg
     unseen = kept_apart(run)
     names = {p.id for p in unseen}
-    taught = [p for p in run.train_of(round_) if p.id not in names]
-    return train_generator(run, round_, taught, unseen, [c.mode == "reference"])
+    problems = run.train_of(round_)
+    programs = sample_policy(run, round_, problems)
+    taught = [p for p in problems if p.id not in names]
+    return train_generator(run, round_, taught, unseen, programs, [c.mode == "reference"])
 
 
 def kept_apart(run: RunContext) -> list[Problem]:
@@ -58,13 +60,18 @@ def kept_apart(run: RunContext) -> list[Problem]:
 
 
 def train_generator(
-    run: RunContext, round_: int, taught: Sequence[Problem], unseen: Sequence[Problem], measured: Sequence[bool]
+    run: RunContext,
+    round_: int,
+    taught: Sequence[Problem],
+    unseen: Sequence[Problem],
+    programs: dict[str, list[str]],
+    measured: Sequence[bool],
 ) -> dict[str, Any]:
     """SFT, DPO and, where the configuration says so, self-play on `taught`; the accuracy on `unseen` after each, by
-    prompts that show the reference (True in `measured`) or not. The checkpoints are in the state of the run."""
+    prompts that show the reference (True in `measured`) or not. `programs`: of the policy, by problem id. The
+    checkpoints are in the state of the run."""
     c = run.config.tcg
     result: dict[str, Any] = {"measured_problems": len(unseen), "taught_problems": len(taught)}
-    programs = sample_policy(run, round_, [*taught, *unseen])
     if not c.sft_completions:
         return {**result, "skipped": "tcg.sft_completions is 0"}
     rng = random.Random(run.config.seed)
@@ -72,7 +79,7 @@ def train_generator(
     examples = training.sft_examples(run, taught, found, rng)
     if not examples:
         return {**result, "skipped": "no problem has three tests to learn from"}
-    made = training.train_sft(run, round_, first_generator(run), examples)
+    made = training.train_sft(run, round_, current_generator(run), examples)
     run.state["tcg"] = run.state["tcg_sft"]
     result["sft"] = measure(run, unseen, f"round-{round_}-sft", measured)
     own = training.own_pairs(run, round_, taught, "sft-own") if c.dpo_pairs else []
@@ -91,8 +98,8 @@ def train_generator(
     return {**result, "note": _training_note(result, len(examples), len(pairs))}
 
 
-def first_generator(run: RunContext) -> Path:
-    """What training begins with: the generator of the round before, the one that is given, or the model."""
+def current_generator(run: RunContext) -> Path:
+    """The generator as it is: what this run trained last, the one that is given, or the model."""
     if run.state.get("tcg"):
         return run.dir.path / str(run.state["tcg"])
     return Path(run.config.tcg.generator) if run.config.tcg.generator else run.model
@@ -223,7 +230,7 @@ def make_suites(run: RunContext, round_: int, problems: Sequence[Problem]) -> di
             building[name] = background.start(_build(maker, places, by_id[name], written, own, with_code))
 
         if c.sft_completions and (run.state.get("tcg") or c.generator or not with_code):
-            run.serve(first_generator(run), round_)
+            run.serve(current_generator(run), round_)
             texts = generation.write_texts(run, problems, f"round-{round_}", with_code, seed=2, on_texts=build)
         else:
             for problem in problems:
@@ -258,7 +265,7 @@ async def _build(
             if not by_reference:
                 return await maker.build_agreed(problem, cases, programs, asked)
             return await maker.build(problem, await maker.executions.by_references(problem, cases), programs, asked)
-        except Exception as error:  # one problem must not end the stage; its suite decides nothing
+        except generation.UNUSABLE as error:  # one problem must not end the stage; its suite decides nothing
             log.warning("the suite of %s could not be built", problem.id, exc_info=True)
             reason = f"it could not be built: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
             return Suite(problem_id=problem.id, tests=(), accepted=False, reason=reason, difficulty=problem.difficulty)

@@ -19,6 +19,7 @@ from actors.sandbox_pool import RayPool
 from actors.suite_builder import BuildSettings, SuiteBuilder
 from cluster import flow
 from cluster.context import RunContext
+from cluster.run_dir import write_atomic
 from reasoning.records import GeneratedText, Problem, Sample
 from reasoning.test_cases import OPENING, ParsedCase, parse_cases, tcg_messages
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 CALL_DEADLINE_S = 600.0
 AT_ONCE = 64
 """Problems in work at a time."""
+UNUSABLE = (ValueError, SyntaxError, RecursionError, OverflowError)
+"""What programs and texts of models raise that nobody can work with. A sandbox that is gone is none of these."""
 T = TypeVar("T")
 Texts = dict[str, list[str | None]]
 """By problem id, one text per prompt; None where the engine failed."""
@@ -55,14 +58,15 @@ def fingerprint(model: Path) -> list[str | int]:
 
 async def each(work: Callable[[Problem], Coroutine[Any, Any, T]], problems: Sequence[Problem]) -> dict[str, T]:
     """What `work` makes of each problem, by id, `AT_ONCE` at a time: tests and outputs of thousands need not be in
-    memory together. A problem that it fails on is left out, and the log says why."""
+    memory together. A problem whose programs or texts cannot be handled is left out, and the log says why; what the
+    infrastructure fails on comes out."""
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(problem: Problem) -> T | None:
         async with places:
             try:
                 return await work(problem)
-            except Exception:
+            except UNUSABLE:
                 log.warning("problem %s is left out", problem.id, exc_info=True)
                 return None
 
@@ -154,9 +158,7 @@ class _Kept:
             if None not in texts:  # what the engine lost may come this time
                 self.texts[name] = texts
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".new")
-        scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        scratch.replace(path)
+        write_atomic(path, "".join(f"{line}\n" for line in lines))
 
     def __enter__(self) -> _Kept:
         self._file = self.path.open("a", encoding="utf-8")

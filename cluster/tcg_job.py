@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +145,9 @@ def _run(tcg: Tcg, model: Path) -> int:
     def finish(stopped: str, code: int) -> int:
         return _finish(tcg, stopped, code)
 
-    def clean() -> None:
-        if "transfer" in tcg.state and Path(tcg.state["transfer"]).name.startswith("o1coder-"):
-            shutil.rmtree(tcg.state["transfer"], ignore_errors=True)
-
-    return job.conduct(work, finish, clean, workers, tcg.run_dir, tcg.console, tcg.stop)
+    return job.conduct(
+        work, finish, lambda: job.remove_transfer(tcg.state), workers, tcg.run_dir, tcg.console, tcg.stop
+    )
 
 
 def _stages(tcg: Tcg) -> dict[str, Callable[[Any, int], dict[str, Any]]]:
@@ -161,16 +158,17 @@ def _stages(tcg: Tcg) -> dict[str, Callable[[Any, int], dict[str, Any]]]:
         found = stage_tcg.sample_policy(run, round_, tcg.problems)
         return {"note": f"{sum(map(len, found.values()))} different programs"}
 
+    def train(run: Any, round_: int) -> dict[str, Any]:
+        programs = stage_tcg.sample_policy(run, round_, [*tcg.taught, *tcg.problems])
+        return stage_tcg.train_generator(run, round_, tcg.taught, tcg.problems, programs, both)
+
     def suites(run: Any, round_: int) -> dict[str, Any]:
         return stage_tcg.make_suites(run, round_, tcg.problems)
 
     if tcg.request.action == "generate":
         return {"policy samples": sample, "suites": suites}
     both = [True, False] if tcg.config.tcg.question_only_share else [True]
-    return {
-        "tcg": lambda run, round_: stage_tcg.train_generator(run, round_, tcg.taught, tcg.problems, both),
-        "suites": suites,
-    }
+    return {"tcg": train, "suites": suites}
 
 
 def _go(context: Any, stages: dict[str, Callable[[Any, int], dict[str, Any]]]) -> None:

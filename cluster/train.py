@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,11 +88,7 @@ def _run(config: RunConfig, run_dir: RunDir, model: Path, problems: list[Problem
     def finish(stopped: str, code: int) -> int:
         return _finish(context, note, stopped, code, console)
 
-    def clean() -> None:
-        if "transfer" in state and Path(state["transfer"]).name.startswith("o1coder-"):
-            shutil.rmtree(state["transfer"], ignore_errors=True)
-
-    return job.conduct(work, finish, clean, workers, run_dir, console, stop)
+    return job.conduct(work, finish, lambda: job.remove_transfer(state), workers, run_dir, console, stop)
 
 
 def _prepare(

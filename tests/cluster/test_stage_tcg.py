@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import stage_tcg
+from cluster import stage_tcg, tcg_generation
 from cluster.config import load
 from cluster.store import ProcessDataStore
 from reasoning.records import Path, Problem, ProblemTest
@@ -37,8 +37,9 @@ def run(count=30, tmp_path=None, **tcg):
 def test_what_it_is_measured_on_is_taught_in_no_round(monkeypatch):
     told = []
     monkeypatch.setattr(
-        stage_tcg, "train_generator", lambda run, round_, taught, unseen, measured: told.append((taught, unseen))
+        stage_tcg, "train_generator", lambda run, round_, taught, unseen, *others: told.append((taught, unseen))
     )
+    monkeypatch.setattr(stage_tcg, "sample_policy", lambda run, round_, problems: {})
     made = run()
     for round_ in range(1, 8):
         stage_tcg.tcg(made, round_)
@@ -77,18 +78,44 @@ def test_programs_of_the_policy_are_the_latest_and_different(tmp_path):
     assert len(stage_tcg.policy_programs(run(2, tmp_path, policy_samples=64), made.train)["p/0"]) == 10
 
 
-def test_a_suite_that_cannot_be_built_is_refused_and_says_why():
+def build_with(error):
     class Maker:
         executions = SimpleNamespace()
 
         async def build_agreed(self, *arguments):
-            raise ZeroDivisionError("a b\nc")
+            raise error
 
     async def work():
         return await stage_tcg._build(Maker(), asyncio.Semaphore(1), problem("p"), [None], [], by_reference=False)
 
-    suite = asyncio.run(work())
-    assert not suite.accepted and suite.reason == "it could not be built: ZeroDivisionError: a b c"
+    return asyncio.run(work())
+
+
+def test_a_suite_that_cannot_be_built_is_refused_and_says_why():
+    suite = build_with(RecursionError("a b\nc"))
+    assert not suite.accepted and suite.reason == "it could not be built: RecursionError: a b c"
+
+
+def test_a_sandbox_that_is_gone_is_no_fault_of_a_problem():
+    """It must not look as if every suite were bad."""
+    with pytest.raises(ConnectionError):
+        build_with(ConnectionError("the worker is gone"))
+
+    async def work(_):
+        raise ConnectionError("the worker is gone")
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(tcg_generation.each(work, [problem("p")]))
+
+
+def test_a_problem_that_nobody_can_work_with_is_left_out():
+    async def work(one):
+        if one.id == "p/1":
+            raise ValueError("a number of thousands of digits")
+        return one.id
+
+    found = asyncio.run(tcg_generation.each(work, [problem(f"p/{n}") for n in range(3)]))
+    assert found == {"p/0": "p/0", "p/2": "p/2"}
 
 
 def test_a_suite_that_is_done_while_the_waiting_ends_is_taken():
