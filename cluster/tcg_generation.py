@@ -21,7 +21,7 @@ from cluster import flow
 from cluster.context import RunContext
 from cluster.run_dir import write_atomic
 from reasoning.records import GeneratedText, Problem, Sample
-from reasoning.test_cases import OPENING, ParsedCase, parse_cases, tcg_messages
+from reasoning.test_cases import CASES_PER_PROMPT, OPENING, ParsedCase, parse_cases, tcg_messages
 
 log = logging.getLogger(__name__)
 
@@ -178,10 +178,10 @@ class _Kept:
 
 
 def cases_of(problem: Problem, texts: Sequence[str | None]) -> list[ParsedCase]:
-    """The different cases of all texts, the first of those that ask the same."""
+    """The different cases of all texts, the first of those that ask the same; of a text, as many as it was asked for."""
     found: dict[str, ParsedCase] = {}
     for text in texts:
-        for case in parse_cases(OPENING + (text or ""), problem):
+        for case in parse_cases(OPENING + (text or ""), problem)[:CASES_PER_PROMPT]:
             found.setdefault(case.key, case)
     return list(found.values())
 

@@ -106,6 +106,13 @@ def test_equal_cases_of_several_texts_count_once():
     assert tcg_generation.cases_of(PROBLEMS[0], []) == []
 
 
+def test_a_text_counts_for_no_more_cases_than_it_was_asked_for():
+    """Else more cases would be valid than were asked for."""
+    more = "".join(f"Input:\n{n}\nOutput:\n{n}\n" for n in range(5)).removeprefix(tcg_generation.OPENING)
+    assert [case.args for case in tcg_generation.cases_of(PROBLEMS[0], [more])] == [(0,), (1,), (2,)]
+    assert len(tcg_generation.cases_of(PROBLEMS[0], [more, more.replace("1", "7")])) == 4
+
+
 def test_a_file_that_holds_something_else_is_begun_anew(run):
     place = run.dir.data / "generated" / "round-1.partial.jsonl"
     place.parent.mkdir()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +61,24 @@ class Bench:
 def open_fds(pid: int) -> int:
     """How many descriptors a process holds."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def described_fds() -> Counter[str]:
+    """What the descriptors of this process are, by name, without the numbers of inodes."""
+    found: Counter[str] = Counter()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[re.sub(r"[0-9]+", "", os.readlink(entry))] += 1
+    return found
+
+
+def more_fds(before: Counter[str], seconds: float) -> Counter[str]:
+    """The descriptors beyond those `before`, once there are none or after `seconds`: a cell that was just replaced may
+    still be closing."""
+    deadline = time.monotonic() + seconds
+    while (more := described_fds() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return more
 
 
 def wait_gone(pids: set[int], seconds: float) -> set[int]:
