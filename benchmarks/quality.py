@@ -32,7 +32,7 @@ from reasoning.estimators import bootstrap
 from reasoning.event_log import Asked, Event, Told, decode
 from reasoning.problems import bundled, from_rows
 from reasoning.records import Problem
-from reasoning.search import PolicyName, SearchSettings
+from reasoning.search import FAITHFUL, PolicyName, SearchSettings
 from sandbox import Verdict
 
 MAX_NUM_SEQS, TREES = 32, 40
@@ -113,6 +113,10 @@ async def repeated(
         seconds=36_000,
         path_tokens=2048,
         leaves_in_flight=1,
+        # Those of the published search, for all: a small model writes better programs without the tail of its
+        # distribution, and no policy is to win by that.
+        temperature=FAITHFUL["temperature"],
+        top_p=FAITHFUL["top_p"],
     )
     found: dict[str, list[list[Grown]]] = {policy: [] for policy in policies}
     async with bench(MAX_NUM_SEQS) as real:
