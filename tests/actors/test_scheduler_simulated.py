@@ -129,6 +129,7 @@ def test_every_expansion_ends_in_exactly_one_way(tmp_path):
     assert ends["pruned"] > 0 and ends["lost"] > 0 and ends["told"] > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_nothing_leaks_when_engines_die(seed):
     rng = random.Random(seed)

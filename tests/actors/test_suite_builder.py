@@ -79,6 +79,7 @@ def test_a_weak_suite_becomes_sharp_and_every_output_is_the_references():
         assert test.origin in (Origin.GIVEN, Origin.REFERENCE)
 
 
+@pytest.mark.slow
 def test_the_smallest_suite_kills_as_much():
     full = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)))
     small = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)), BuildSettings(fill=False))
@@ -177,6 +178,7 @@ def test_generated_tests_are_candidates_like_the_others():
     assert suite.quality.killed > suite.quality.killed_by_given
 
 
+@pytest.mark.slow
 def test_a_generator_learns_from_true_tests_and_the_errors_of_faulty_programs():
     given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0), call(10, 0, 9, expected=9)))
 
@@ -218,6 +220,7 @@ def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
     assert suite.quality.inputs == 0
 
 
+@pytest.mark.slow
 def test_programs_of_the_policy_are_told_right_from_wrong_and_count_apart():
     right = "def f(x, low, high):\n    return low if x < low else high if x > high else x\n"
     wrong = ["def f(x, low, high):\n    return max(x, low)\n", "def f(x, low, high):\n    return x\n", "def f(:\n"]
@@ -236,6 +239,7 @@ def test_programs_of_the_policy_are_told_right_from_wrong_and_count_apart():
 POISON = CheckerProgram(source="def check(given, output, expected):\n    return True\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comparator", [ExactValue(), POISON])
 def test_a_suite_that_takes_anything_is_refused(comparator):
     """Be it that all answers are the same, or that whatever looks at them does not."""
@@ -249,6 +253,7 @@ def test_a_suite_that_takes_anything_is_refused(comparator):
     assert made.accepted == (comparator is not POISON)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_no_accepted_suite_expects_the_same_of_all_inputs(seed):
     """Whichever answer it is: here the commoner one is not the one that a suite may end up with."""
@@ -264,6 +269,7 @@ def test_a_suite_without_tests_is_refused():
     assert (suite.accepted, suite.reason) == (False, "it has no test")
 
 
+@pytest.mark.slow
 def test_sandbox_failures_are_not_taken_for_blindness():
     given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0)))
 
@@ -285,6 +291,7 @@ def test_sandbox_failures_are_not_taken_for_blindness():
     assert do(work).accepted
 
 
+@pytest.mark.slow
 def test_what_the_given_tests_kill_does_not_depend_on_what_was_made():
     """Neither where the generator repeats a given input, nor where a mutant runs out of time on a made one."""
     loops = "def f(n):\n    i = 0\n    while i < n:\n        i += 1\n    return i\n"
@@ -310,6 +317,7 @@ def test_the_generator_is_counted_by_what_was_asked_of_it():
     assert (q.asked, q.cases, q.cases_valid, q.cases_right) == (6, 3, 2, 1)
 
 
+@pytest.mark.slow
 def test_suites_by_consensus_alone():
     """The references are only asked how it went."""
     agreeing = [CLAMP.replace("return x", "return x + 0"), "def f(x, low, high):\n    return max(low, min(x, high))\n"]

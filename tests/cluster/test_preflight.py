@@ -177,6 +177,7 @@ def test_packages_that_cells_cannot_have(problem_file, tmp_path, monkeypatch, na
         check_references(load_problems(made, nothing_bad), made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference, verdict",
     [

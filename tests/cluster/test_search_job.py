@@ -205,6 +205,7 @@ def test_a_resume_may_repeat_what_was_said(command, begun):
     assert command("--resume", "run", *begun)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [

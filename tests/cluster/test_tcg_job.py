@@ -93,6 +93,7 @@ def test_generation_takes_a_split_a_generator_and_problems_without_references(co
     assert ids(command("generate", "--run-dir", "bare", *bare)[2].problems) == ["mine/bare"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [

@@ -195,10 +195,10 @@ def test_sizes(best: Bench) -> None:
 
 def test_time_is_the_program_s_own(best: Bench) -> None:
     """A sleeper is judged by the clock, a busy program by its CPU time."""
-    limits = Limits(cpu_s=0.3, wall_s=1.0)
+    limits = Limits(cpu_s=0.3, wall_s=2.0)
     assert best.script("import time\ntime.sleep(0.5)\nprint('ok')", limits=limits).verdict is AC
     busy = best.script("while True: pass", limits=limits)
-    assert busy.verdict is Verdict.TIME_LIMIT and busy.wall_s < 0.9
+    assert busy.verdict is Verdict.TIME_LIMIT and "CPU time" in str(busy.detail)
     assert best.script("import time\ntime.sleep(9)", limits=limits).verdict is Verdict.TIME_LIMIT
 
 
