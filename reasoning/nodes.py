@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from dataclasses import dataclass, field
 from typing import Final
@@ -59,6 +60,7 @@ class Node:
     (`reasoning.step_values`; for labels), the best terminal (`best`), and counts (`multiplicity`, `asked`, `in_flight`,
     and of terminals below and those that pass: `sampled`, `passed`).
 
+    `mean_logprob` and the tokens are of the first sample that became the node, `log_mass` is of all (`sibling_priors`).
     `token_ids` and `logprobs` are packed (4 bytes each): trees have millions of them. `available`: nodes of the
     subtree, itself included, that were never expanded and can be. `in_flight`, `asked`: expansions of the subtree that
     are running, that were ever handed out.
@@ -72,6 +74,7 @@ class Node:
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     logprobs: array[float] = field(default_factory=lambda: array("f"))
     mean_logprob: float = 0.0
+    log_mass: float = -math.inf
     weight_spans: tuple[tuple[int, int, int], ...] = ()
     text: str = ""
     failure: str = ""

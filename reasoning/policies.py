@@ -188,8 +188,9 @@ class BestOfN:
             self._open.append(node.id)
 
     def settled(self, tree: SearchTree, node: Node) -> None:
-        """A path whose next step was lost waits for another try; one that had not begun is not missed."""
-        if self._due[node.id] > 0:
+        """A path whose next step was lost waits for another try; one that had not begun is not missed. Several paths
+        that met in a step have several expansions there."""
+        if self._due[node.id] > node.pending:
             self._due[node.id] -= 1
             if node.id != 0:
                 self._open.append(node.id)
@@ -250,7 +251,7 @@ def puct_child(tree: SearchTree, parent: Node) -> Node:
         s.c_init,
         s.c_base,
     )
-    return _best(children, scores)
+    return _best(children, scores, [c.prior for c in children])
 
 
 def uct_child(tree: SearchTree, parent: Node) -> Node:
@@ -258,15 +259,17 @@ def uct_child(tree: SearchTree, parent: Node) -> Node:
     children = [tree.nodes[i] for i in parent.children]
     visits = [c.visits + c.in_flight for c in children]
     values = [tree.q(c) or 0.0 for c in children]
-    return _best(children, uct_scores(values, visits, parent.visits + parent.in_flight, tree.settings.uct_weight))
+    scores = uct_scores(values, visits, parent.visits + parent.in_flight, tree.settings.uct_weight)
+    return _best(children, scores, [0.0] * len(children))
 
 
-def _best(children: list[Node], scores: list[float]) -> Node:
-    """The first of the best among those with something to expand below; there is one."""
-    best, best_score = None, -math.inf
-    for child, score in zip(children, scores, strict=True):
-        if child.available > 0 and (best is None or score > best_score):
-            best, best_score = child, score
+def _best(children: list[Node], scores: list[float], priors: list[float]) -> Node:
+    """The best among those with something to expand below; there is one. Where scores are equal, as before the first
+    visit, the likelier; then the first."""
+    best, highest = None, (-math.inf, -math.inf)
+    for child, score, prior in zip(children, scores, priors, strict=True):
+        if child.available > 0 and (best is None or (score, prior) > highest):
+            best, highest = child, (score, prior)
     if best is None:
         raise RuntimeError("no child has anything to expand below")
     return best
@@ -274,11 +277,7 @@ def _best(children: list[Node], scores: list[float]) -> Node:
 
 def _refresh_priors(tree: SearchTree, parent: Node, children: list[Node]) -> None:
     priors = sibling_priors(
-        [c.mean_logprob for c in children],
-        [int(c.action or 0) for c in children],
-        [float(c.multiplicity) for c in children],
-        parent.action_prior or {},
-        tree.settings.prior_temperature,
+        [c.log_mass for c in children], [int(c.action or 0) for c in children], parent.action_prior or {}
     )
     for child, prior in zip(children, priors, strict=True):
         child.prior = prior

@@ -82,19 +82,22 @@ def terminal_value(compiles: bool, passed: int, total: int, alpha: float) -> flo
     return alpha * compiles + (1 - alpha) * passed / total
 
 
-def sibling_priors(
-    mean_logprobs: Sequence[float],
-    groups: Sequence[int],
-    mass: Sequence[float],
-    group_prior: dict[int, float],
-    tau: float,
-) -> list[float]:
-    """P over siblings: within each action the softmax of mean token log-probability / tau, weighted by `mass` (how many
-    samples were merged into the child), times the prior of the action. Sums to 1."""
+def log_add(a: float, b: float) -> float:
+    """ln(e^a + e^b); -inf stands for nothing."""
+    low, high = sorted((a, b))
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+def sibling_priors(log_masses: Sequence[float], groups: Sequence[int], group_prior: dict[int, float]) -> list[float]:
+    """P over siblings: within each action in proportion to their masses, times the prior of the action. Sums to 1.
+
+    `log_masses`: ln of the sum, over the samples that became the child, of exp(mean token log-probability / tau). For
+    children of one sample each that is the softmax of method section 3; where samples were merged their mass adds.
+    """
     top: dict[int, float] = {}
-    for group, logprob in zip(groups, mean_logprobs, strict=True):
-        top[group] = max(logprob, top.get(group, -math.inf))
-    weights = [m * math.exp((p - top[g]) / tau) for g, p, m in zip(groups, mean_logprobs, mass, strict=True)]
+    for group, mass in zip(groups, log_masses, strict=True):
+        top[group] = max(mass, top.get(group, -math.inf))
+    weights = [math.exp(mass - top[g]) for g, mass in zip(groups, log_masses, strict=True)]
     totals = dict.fromkeys(top, 0.0)
     for group, weight in zip(groups, weights, strict=True):
         totals[group] += weight

@@ -23,7 +23,7 @@ from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogE
 from reasoning.nodes import BROKEN_OFF, Expansion, Judgement, Node, Outcome, TreeReport, step_key
 from reasoning.policies import POLICIES, Policy
 from reasoning.records import Action, Path, Sample, StepRecord
-from reasoning.search import SearchSettings, normalised, terminal_value
+from reasoning.search import SearchSettings, log_add, normalised, terminal_value
 from reasoning.step_values import step_values
 from reasoning.steps import extract_program, legal_actions, read_sample
 from sandbox import Verdict
@@ -289,6 +289,8 @@ class SearchTree:
                     ancestor.available += 1
             else:
                 node.available = 0
+        mean_logprob = sum(sample.logprobs) / len(sample.logprobs) if sample.logprobs else 0.0
+        node.log_mass = log_add(node.log_mass, mean_logprob / self.settings.prior_temperature)
         parent.priors_stale = True
         if node.value is not None:
             self._back_up(node)

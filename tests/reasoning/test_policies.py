@@ -1,5 +1,6 @@
 """What each policy does that the others do not."""
 
+import math
 import random
 from collections import Counter
 
@@ -72,6 +73,37 @@ def test_gumbel_halves_the_candidates_and_keeps_the_better_half():
     asked = {i: tree.nodes[i].asked for i in range(1, 5)}
     assert asked[1] == asked[4] == 2  # out after the first phase
     assert asked[2] == asked[3] == 6
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_before_the_first_visit_the_likeliest_child_is_expanded_whichever_came_first(order):
+    """A merged child is as likely as its samples together, not as the one that came first."""
+    tree = made("puct", root_samples=4)
+    expansion = tree.ask()
+    tree.begin(expansion.id)
+    texts = [("rare", -3.0), ("once", -1.0), ("twice", -1.2), ("twice", -1.4)]
+    for slot in order:
+        text, logprob = texts[slot]
+        tree.tell(expansion.id, slot, Outcome(Sample((slot,), (logprob,), f"{text}\n{END}", "stop")))
+    assert tree.nodes[tree.ask().node].text == "twice"
+    priors = {tree.nodes[i].text: tree.nodes[i].prior for i in tree.root.children}
+    total = sum(math.exp(logprob) for _, logprob in texts)
+    assert priors["twice"] == pytest.approx((math.exp(-1.2) + math.exp(-1.4)) / total)
+    assert priors["rare"] == pytest.approx(math.exp(-3.0) / total)
+
+
+def test_paths_that_met_are_each_gone_on_with_once():
+    """Also where the next steps of both are drawn at the same time."""
+    tree = made("best-of-n")
+    for expansion in [tree.ask(), tree.ask()]:
+        tree.begin(expansion.id)
+        tree.tell(expansion.id, 0, Outcome(Sample((1,), (-1.0,), f"same\n{END}", "stop")))
+    first, second = tree.ask(), tree.ask()
+    assert first.node == second.node == 1
+    for expansion in (first, second):
+        tree.begin(expansion.id, {2: 0.0, 3: 1.0})
+        tree.tell(expansion.id, 0, Outcome(Sample((expansion.id,), (-1.0,), "no code", "length")))
+    assert [tree.ask().node for _ in range(3)] == [0, 0, 0]
 
 
 def test_gumbel_prefers_likely_candidates_where_nothing_else_is_known():

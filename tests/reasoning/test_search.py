@@ -1,12 +1,13 @@
 """Selection rules: golden values from the formulas, and properties."""
 
 import math
+from functools import reduce
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.search import normalised, puct_scores, sibling_priors, split_samples, terminal_value, uct_scores
+from reasoning.search import log_add, normalised, puct_scores, sibling_priors, split_samples, terminal_value, uct_scores
 
 
 def test_terminal_value_golden():
@@ -43,7 +44,7 @@ logprobs = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
 @given(logprobs, st.floats(0.1, 5), st.data())
 def test_priors_are_a_distribution_and_ordered_by_likelihood(values, tau, data):
     groups = data.draw(st.lists(st.sampled_from([2, 3]), min_size=len(values), max_size=len(values)))
-    priors = sibling_priors(values, groups, [1.0] * len(values), {2: 0.3, 3: 0.7}, tau)
+    priors = sibling_priors([value / tau for value in values], groups, {2: 0.3, 3: 0.7})
     assert sum(priors) == pytest.approx(1.0)
     for i in range(len(values)):
         for j in range(len(values)):
@@ -53,11 +54,15 @@ def test_priors_are_a_distribution_and_ordered_by_likelihood(values, tau, data):
         assert sum(p for p, g in zip(priors, groups, strict=True) if g == 3) == pytest.approx(0.7)
 
 
-@given(logprobs)
-def test_merged_mass_adds_to_the_prior(values):
-    equal = sibling_priors([-1.0, -1.0], [1, 1], [3.0, 1.0], {1: 1.0}, 1.0)
-    assert equal == pytest.approx([0.75, 0.25])
-    assert len(sibling_priors(values, [1] * len(values), [1.0] * len(values), {}, 1.0)) == len(values)
+@given(logprobs, logprobs)
+def test_merged_mass_adds_to_the_prior(merged, alone):
+    """A child of several samples has the sum of the priors that they would have as children of their own."""
+    apart = sibling_priors([*merged, *alone], [1] * (len(merged) + len(alone)), {1: 1.0})
+    together = sibling_priors([reduce(log_add, merged), *alone], [1] * (1 + len(alone)), {1: 1.0})
+    assert together[0] == pytest.approx(sum(apart[: len(merged)]))
+    assert together[1:] == pytest.approx(apart[len(merged) :])
+    assert log_add(-math.inf, -math.inf) == -math.inf
+    assert len(sibling_priors(alone, [1] * len(alone), {})) == len(alone)
 
 
 @given(st.integers(1, 64), st.floats(0, 1))

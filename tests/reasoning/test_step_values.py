@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.labels import soft_label
 from reasoning.nodes import Judgement, Node, Outcome
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings
@@ -80,28 +81,32 @@ def test_what_was_never_gone_on_with_says_nothing_and_a_failure_says_no():
     assert values[0] == (1, 3)
 
 
-def drive(policy, seed, budget):
-    """A tree over a made-up problem: second steps lead to a right program with probability 0.1 or 0.9, half each."""
+def drive(policy, seed, budget, code=0.5, at_once=0.5, scored=False):
+    """A tree over a made-up problem: second steps lead to a right program with probability 0.1 or 0.9, half each; a
+    program in their place, which the policy writes with probability `code`, is right with probability `at_once`.
+    `scored`: a PRM tells the two kinds of second steps apart, and leads the search."""
     rng = random.Random(seed)
     config = SearchSettings(
-        policy=policy, token_budget=budget, enough_passing=10**6, expansion_budget=10**6, max_depth=3
-    )
+        policy=policy, token_budget=budget, enough_passing=10**6, expansion_budget=10**6, max_depth=3,
+        rollout_weight=0.5 if scored else 1.0,
+    )  # fmt: skip
     tree = SearchTree("t", "p", (1,), HEADERS, config, seed)
     while not tree.finished():
         expansion = tree.ask()
-        actions = tree.begin(expansion.id, {2: 0.5, 3: 0.5} if expansion.depth == 1 else None)
+        actions = tree.begin(expansion.id, {2: 1 - code, 3: code} if expansion.depth == 1 else None)
         for slot, action in enumerate(actions):
             name = rng.randrange(10**9)
             ids = tuple([name % 97] * 10)
             if action is Action.CODE:
                 step = tree.nodes[expansion.node].text
-                good = 0.9 if "good" in step else 0.1 if "bad" in step else 0.5
+                good = 0.9 if "good" in step else 0.1 if "bad" in step else at_once
                 outcome = Outcome(
                     Sample(ids, (-1.0,) * 10, f"x = {name}\n```", "stop"), judgement=judged(rng.random() < good)
                 )
             else:
                 word = rng.choice(["good", "bad"]) if expansion.depth == 1 else "first"
-                outcome = Outcome(Sample(ids, (-1.0,) * 10, f"{word} {name}\n{END}", "stop"))
+                score = {"good": 0.9, "bad": 0.1, "first": 0.5}[word] if scored else None
+                outcome = Outcome(Sample(ids, (-1.0,) * 10, f"{word} {name}\n{END}", "stop"), score=score)
             tree.tell(expansion.id, slot, outcome)
     return tree
 
@@ -116,6 +121,47 @@ def test_labels_of_searched_trees_are_not_biased(policy):
         labels += [values[i][0] / values[i][1] for i in tree.root.children if values[i][1] > 0]
     assert len(labels) > 40
     assert mean(labels) == pytest.approx(0.5, abs=0.06)
+
+
+def weighted(policy, budget, **world):
+    """Mean label of first steps over many trees, by their weight."""
+    labels = [
+        soft_label(*values[i])
+        for seed in range(120)
+        for tree in [drive(policy, seed, budget, **world)]
+        for values in [step_values(tree.nodes)]
+        for i in tree.root.children
+    ]
+    return sum(target * weight for target, weight in labels) / sum(weight for _, weight in labels)
+
+
+@pytest.mark.parametrize("policy", ["puct", "gumbel", "beam"])
+@pytest.mark.parametrize("budget", [180, 300])
+def test_programs_that_the_search_forced_do_not_speak_for_the_policy(policy, budget):
+    """The policy writes a program at once in one of 20 cases, always a wrong one; the step is worth 0.475 to it."""
+    assert weighted(policy, budget, code=0.05, at_once=0.0) == pytest.approx(0.475, abs=0.1)
+
+
+@pytest.mark.parametrize("policy", ["puct", "gumbel", "beam"])
+def test_steps_that_a_reward_model_picked_do_not_speak_for_the_policy(policy):
+    """The best of k is worth 0.9, the policy's own choice 0.5."""
+    assert weighted(policy, 300, code=0.2, scored=True) == pytest.approx(0.5, abs=0.12)
+
+
+def test_scored_steps_speak_for_themselves_and_the_programs_beside_them_for_their_share():
+    priors = {int(Action.REFINE): 0.75, int(Action.CODE): 0.25}
+    nodes = tree_of(
+        node(0, None, None),
+        node(1, 0, Action.DEFINE, priors=priors),
+        node(2, 1, Action.REFINE),
+        node(3, 1, Action.CODE, False, multiplicity=4),
+        node(4, 1, Action.REFINE, value=0.0),
+        node(5, 2, Action.CODE, True, multiplicity=2),
+    )
+    nodes[2].score = 0.9
+    values = step_values(nodes)
+    assert values[2] == (2, 2)
+    assert values[1] == (0, pytest.approx(4 * 0.25**2))
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["puct", "gumbel", "beam"]))
