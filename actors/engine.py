@@ -36,8 +36,11 @@ class EngineSettings:
 class Engine:
     """An `AsyncLLM` with deadlines, token ids in and out, and weights that can be replaced while it runs."""
 
-    def __init__(self, model: Path, settings: EngineSettings, on_step: Callable[[int], None] | None = None) -> None:
-        """`on_step`: told after each step how many sequences vLLM ran in it; for measuring, it costs a little."""
+    def __init__(
+        self, model: Path, settings: EngineSettings, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
+        """`on_step`: told after each step how many sequences vLLM ran in it and how many tokens it made, those of
+        requests that are given up later included; for measuring, it costs a little."""
         self.model, self.settings = model, settings
         self._on_step = on_step
         self.version = 0
@@ -98,8 +101,8 @@ class Engine:
     async def draw(self, prompt_ids: Sequence[int], draw: Draw, seed: int | None = None) -> Sample:
         """One sample after exactly `prompt_ids`. `seed` is honoured on GPU only.
 
-        Raises EngineError where the engine fails or the deadline passes; the request is then aborted. It is an
-        EngineDeadError where vLLM says that its engine is dead.
+        Raises EngineError where the engine fails, breaks the sample off or lets the deadline pass; the request is then
+        aborted. It is an EngineDeadError where vLLM says that its engine is dead.
         """
         output = await self._generate(prompt_ids, self._params(draw, seed, logprobs=0))
         ids = tuple(output.token_ids)
@@ -107,8 +110,9 @@ class Engine:
         spans = tuple(
             (int(s.version) if s.version.isdigit() else 0, s.start, s.end) for s in output.weight_versions or ()
         )
-        finish = "length" if output.finish_reason == "length" else "stop"
-        return Sample(ids, logprobs, output.text, finish, spans)
+        if output.finish_reason not in ("stop", "length"):  # part of a sample is none
+            raise EngineError(f"the engine broke a sample off: {output.finish_reason}")
+        return Sample(ids, logprobs, output.text, output.finish_reason, spans)
 
     async def choose(self, prompt_ids: Sequence[int], tokens: Sequence[int]) -> dict[int, float]:
         """The policy's log-probability of each of `tokens` as the next one, renormalised over them."""
@@ -244,7 +248,7 @@ def _says_dead(error: Exception) -> bool:
     return isinstance(error, VllmEngineDeadError)
 
 
-def _step_logger(on_step: Callable[[int], None]) -> Any:
+def _step_logger(on_step: Callable[[int, int], None]) -> Any:
     """What vLLM calls for an object that it tells of every step."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -252,9 +256,10 @@ def _step_logger(on_step: Callable[[int], None]) -> Any:
         def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
             pass
 
-        def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
             if scheduler_stats is not None:
-                on_step(scheduler_stats.num_running_reqs)
+                made = iteration_stats.num_generation_tokens if iteration_stats is not None else 0
+                on_step(scheduler_stats.num_running_reqs, made)
 
         def log_engine_initialized(self) -> None:
             pass

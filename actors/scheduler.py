@@ -25,7 +25,7 @@ from pathlib import Path
 
 from actors.programs import ProgramJudge
 from actors.sampling import Draw, EngineDeadError, EngineError, Sampler, Scorer
-from reasoning.event_log import Ended, EventFile, EventLogError, decode, opening, require_same
+from reasoning.event_log import Ended, EventFile, EventLogError, decode, header_rows, opening, require_same
 from reasoning.nodes import BROKEN_OFF, Expansion, Judgement, Outcome
 from reasoning.records import Action, Problem, Sample, Suite
 from reasoning.search import SearchSettings
@@ -63,11 +63,13 @@ class Searched:
 
 @dataclass(slots=True)
 class SchedulerStats:
-    """Since the start: expansions, samples by their end, tokens of those told, seconds of this process on trees."""
+    """Since the start: expansions, samples by their end, tokens of those told and the sum of their squared lengths,
+    seconds of this process on trees."""
 
     expansions: int = 0
     told: int = 0
     tokens: int = 0
+    squared_lengths: int = 0
     lost: int = 0
     pruned: int = 0
     trees: int = 0
@@ -190,9 +192,10 @@ class SearchScheduler:
     def _ask(self, active: _Active) -> Expansion | None:
         started = time.perf_counter()
         # Over all trees: the first to come back of one tree are its short ones.
-        mean_length = self.stats.tokens / self.stats.told if self.stats.told >= KNOWN_LENGTHS else None
+        known = self.stats.told >= KNOWN_LENGTHS and self.stats.tokens > 0
+        length = self.stats.squared_lengths / self.stats.tokens if known else None
         over = active.tree.finished(self._elapsed(active))
-        expansion = None if over else active.tree.ask(mean_length=mean_length)
+        expansion = None if over else active.tree.ask(length=length)
         self.stats.host_s += time.perf_counter() - started
         return expansion
 
@@ -307,7 +310,7 @@ class SearchScheduler:
     def _told(self, active: _Active, change: Callable[[], object]) -> None:
         """Change a tree by what has ended, and count it."""
         tree, started = active.tree, time.perf_counter()
-        before = tree.samples, tree.infra_errors, tree.pruned, tree.tokens
+        before = tree.samples, tree.infra_errors, tree.pruned, tree.tokens, tree.squared_lengths
         try:
             change()
         except OSError as error:  # the log takes no more
@@ -316,6 +319,7 @@ class SearchScheduler:
         self.stats.lost += tree.infra_errors - before[1]
         self.stats.pruned += tree.pruned - before[2]
         self.stats.tokens += tree.tokens - before[3]
+        self.stats.squared_lengths += tree.squared_lengths - before[4]
         self.stats.host_s += time.perf_counter() - started
 
     async def _judge(self, active: _Active, action: Action, sample: Sample) -> Judgement | None:
@@ -456,7 +460,7 @@ def _from_log(
         return SearchTree(*opened, file.append, judged_by), None
     require_same(
         opening(events), tree_id=job.tree_id, problem_id=job.problem.id, prompt_ids=job.prompt_ids, seed=job.seed,
-        settings=job.settings.model_dump(), judged_by=judged_by,
+        settings=job.settings.model_dump(), judged_by=judged_by, headers=header_rows(headers),
     )  # fmt: skip
     tree, last = SearchTree.replay(events, file.append), events[-1]
     if isinstance(last, Ended) and last.reason != BROKEN_OFF:
@@ -467,10 +471,21 @@ def _from_log(
 
 
 async def action_priors(sampler: Sampler, codec: StepCodec, prompt: Sequence[int], number: int) -> dict[Action, float]:
-    """The policy's probability of each action of step `number` after `prompt`."""
+    """The policy's probability of each action of step `number` after `prompt`.
+
+    Raises EngineError where the engine does not say them, or says what is no probability.
+    """
     shared, tokens = codec.choice(number)
-    logprobs = await sampler.choose((*prompt, *shared), list(tokens.values()))
-    return {action: math.exp(logprobs[token]) for action, token in tokens.items()}
+    try:
+        logprobs = await sampler.choose((*prompt, *shared), list(tokens.values()))
+        priors = {action: math.exp(logprobs[token]) for action, token in tokens.items()}
+    except EngineError:
+        raise
+    except Exception as error:  # ends the expansion, never the tree
+        raise EngineError(f"{type(error).__name__}: {error}") from error
+    if not all(map(math.isfinite, priors.values())):
+        raise EngineError("the engine gave a log-probability that is no number")
+    return priors
 
 
 def step_draw(action: Action, settings: SearchSettings, greedy: bool = False) -> Draw:

@@ -41,7 +41,7 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(max_num_seqs: int, on_step: Callable[[int], None] | None = None) -> AsyncIterator[Bench]:
+async def bench(max_num_seqs: int, on_step: Callable[[int, int], None] | None = None) -> AsyncIterator[Bench]:
     """Start everything, and end it. `on_step`: see `Engine`."""
     from actors.engine import Engine, EngineSettings
     from actors.tokens import Tokens

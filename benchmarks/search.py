@@ -8,7 +8,9 @@
 `eta_search`: sampled tokens/s of search over flat, from the first request to the last, the ends of the last trees
 included. `occupancy`: mean share of the engine's places that were taken, by vLLM's own count of running sequences.
 `cache_efficiency`: prompt tokens taken from the prefix cache over those in whole blocks of requests that had begun
-earlier. `useful_tokens`: tokens of samples that became part of a tree over all that were sampled. `host_gap`: share of
+earlier. `useful_tokens`: tokens of samples that became part of a tree over all that the engine
+made for samples, those of requests that were given up included; `useful_tokens_stopping` is the same in simulation with
+trees that stop on 2 passing and 2 failing programs. `host_gap`: share of
 the engine's places left empty while problems were still waiting. `vs_sequential`: sampled tokens/s of search over
 sequential. The simulated engine needs 4 ms + 24 us per sequence for a step.
 """
@@ -50,6 +52,7 @@ MAX_NUM_SEQS = 32
 TREES = 32
 ROUNDS, QUICK_ROUNDS = 5, 1
 CPU_BLOCK_TOKENS = 128  # vLLM's on CPU
+STOPPING = {"enough_passing": 2, "enough_failing": 2}
 SIM_SEQS, SIM_TREES, SIM_PROBLEMS = 256, 128, 512
 RATIOS = (
     "eta_search", "eta_search_simulated", "occupancy", "cache_efficiency", "useful_tokens", "host_gap",
@@ -100,12 +103,14 @@ class Recorder:
 
 @dataclass
 class Steps:
-    """How many sequences the engine ran in each of its steps, as vLLM's own scheduler says."""
+    """How many sequences the engine ran in each of its steps, and all tokens that it made, as vLLM itself says."""
 
     seen: list[tuple[float, int]] = field(default_factory=list)
+    made: int = 0
 
-    def __call__(self, running: int) -> None:
+    def __call__(self, running: int, made: int) -> None:
         self.seen.append((asyncio.get_running_loop().time(), running))
+        self.made += made
 
     def occupancy(self, places: int, begin: float, end: float) -> float:
         """Mean share of `places` that was taken between two times."""
@@ -169,7 +174,7 @@ class Real:
         scheduler = SearchScheduler(
             [recorder], programs, self.real.codec, outstanding=2 * MAX_NUM_SEQS, max_trees=trees
         )
-        sampled, cached, cpu = self.engine.sampled_tokens, self.engine.cached_tokens, time.process_time()
+        made, cached, cpu = self.steps.made, self.engine.cached_tokens, time.process_time()
         found, begin, emptied, end = await grown(scheduler, jobs)
         requests, seconds = recorder.requests, end - begin
         drawn = sum(len(r.sampled) for r in requests)
@@ -181,7 +186,9 @@ class Real:
             "host_gap": 1 - self.steps.occupancy(MAX_NUM_SEQS, begin, emptied),
             "cache_efficiency": (self.engine.cached_tokens - cached)
             / max(1, reusable_tokens(requests, CPU_BLOCK_TOKENS)),
-            "useful_tokens": sum(t.tokens for t in found) / max(1, self.engine.sampled_tokens - sampled),
+            # A choice of an action is a token too, but no sample.
+            "useful_tokens": sum(t.tokens for t in found)
+            / max(1, self.steps.made - made - sum(r.choice for r in requests)),
             "host_share": (time.process_time() - cpu) / seconds,
             "tree_share": scheduler.stats.host_s / seconds,
             "solved_per_minute": 60 * sum(t.root.passed > 0 for t in found) / seconds,
@@ -243,14 +250,21 @@ def simulated(seed: int, problems: int) -> dict[str, float]:
         prompts = [tuple(range(1000 * n, 1000 * n + 300)) for n in range(count)]
         return [SearchJob(f"t{n}", problem, prompts[n], suite, settings, seed + n) for n in range(count)]
 
-    async def search(count: int, trees: int, settings: SearchSettings) -> tuple[Recorder, float, float]:
+    async def search(count: int, trees: int, settings: SearchSettings) -> tuple[Recorder, float, float, float]:
         engine = SimEngine(seed=seed, max_num_seqs=SIM_SEQS)
         recorder = Recorder(engine)
         scheduler = SearchScheduler(
             [recorder], ProgramJudge(SimSandbox(slots=256), LIMITS), codec, outstanding=2 * SIM_SEQS, max_trees=trees
         )
-        _, begin, _, end = await grown(scheduler, jobs(count, settings))
-        return recorder, sum(len(r.sampled) for r in recorder.requests) / (end - begin), engine.occupancy_s / end
+        found, begin, _, end = await grown(scheduler, jobs(count, settings))
+        made = engine.sampled_tokens + engine.wasted_tokens - sum(r.choice for r in recorder.requests)
+        useful = sum(t.tokens for t in found) / made
+        return (
+            recorder,
+            sum(len(r.sampled) for r in recorder.requests) / (end - begin),
+            engine.occupancy_s / end,
+            useful,
+        )
 
     async def flat(requests: Sequence[Request]) -> float:
         lengths = iter([len(r.sampled) for r in requests if r.sampled])
@@ -260,12 +274,14 @@ def simulated(seed: int, problems: int) -> dict[str, float]:
         return sum(len(s.token_ids) for s in samples) / (asyncio.get_running_loop().time() - begin)
 
     async def work() -> dict[str, float]:
-        recorder, speed, taken = await search(problems, SIM_TREES, settings)
-        _, alone, _ = await search(2, 1, settings.with_policy("faithful"))
+        recorder, speed, taken, _ = await search(problems, SIM_TREES, settings)
+        _, alone, _, _ = await search(2, 1, settings.with_policy("faithful"))
+        *_, useful = await search(problems, SIM_TREES, settings.model_copy(update=STOPPING))
         return {
             "eta_search_simulated": speed / await flat(recorder.requests),
             "vs_sequential_simulated": speed / alone,
             "occupancy_simulated": taken,
+            "useful_tokens_stopping": useful,
             "tokens_per_s_simulated": speed,
         }
 

@@ -197,7 +197,7 @@ def _search_with(search: Search, model: Path, workers: Workers) -> None:
             display.start_stage("search", len(search.trees), "trees")
             _grow(search, context)
             display.end_stage()
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, TimeoutError) as error:
         search.stop.check()
         reason = " ".join(str(getattr(error, "cause", None) or error).split())[:300]
         raise MachineError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ from reasoning.records import Record, Suite
 from sandbox import Verdict
 
 R = TypeVar("R", bound=Record)
+ROW_GROUP = 1000
+"""Records that are written together; more are never in memory."""
 
 _STEP = pa.struct(
     [
@@ -47,6 +50,7 @@ _PATH = pa.schema(
 _IDS = pa.list_(pa.int32())
 _NUMBERS = pa.list_(pa.float64())
 _SCHEMAS = {
+    "paths": _PATH,
     "labels": pa.schema(
         [
             ("problem_id", pa.string()),
@@ -95,35 +99,58 @@ class ProcessDataStore:
 
     def write_paths(self, shard: str, paths: Iterable[SearchPath]) -> Path:
         """Write `<root>/paths/<shard>.parquet`; an existing shard is replaced."""
-        rows = [path.model_dump(mode="json") for path in paths]
-        return self.write_table("paths", shard, pa.Table.from_pylist(rows, schema=_PATH))
+        return self.write_records("paths", shard, paths)
 
-    def write_records(self, kind: str, shard: str, records: Sequence[R]) -> Path:
-        """Write `<root>/<kind>/<shard>.parquet` of records with plain fields: labels, pairs, trajectories, generated.
+    def write_records(self, kind: str, shard: str, records: Iterable[Record]) -> Path:
+        """Write `<root>/<kind>/<shard>.parquet` of records with plain fields: paths, labels, pairs, trajectories,
+        generated. Raises as `shard` does.
+        """
+        with self.shard(kind, shard) as add:
+            add(records)
+        return self._place(kind, shard)
+
+    @contextlib.contextmanager
+    def shard(self, kind: str, shard: str) -> Iterator[Callable[[Iterable[Record]], None]]:
+        """A shard that is written part by part: what is called with records, once or more. It takes the place of an
+        existing one at the end, and leaves nothing where that is not reached.
 
         Raises ValueError for another kind, and where the records' fields are not the columns of their kind.
         """
         schema = _SCHEMAS.get(kind)
         if schema is None:
             raise ValueError(f"kind: got {kind!r}; use one of {', '.join(_SCHEMAS)}")
-        rows = [r.model_dump(mode="json") for r in records]
-        for row in rows:
-            # pyarrow would drop what has no column and fill with nulls what has no value.
-            if row.keys() != set(schema.names):
-                raise ValueError(f"{kind}: got fields {', '.join(row)}; use {', '.join(schema.names)}")
-        return self.write_table(kind, shard, pa.Table.from_pylist(rows, schema=schema))
-
-    def write_table(self, kind: str, shard: str, table: pa.Table) -> Path:
-        target = self.root / kind / f"{shard}.parquet"
+        target = self._place(kind, shard)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = target.with_suffix(".partial")
-        if table.num_rows:
-            pq.write_table(table, scratch)
-        else:
-            # write_table would write one row group of no rows, on which `datasets` fails even beside other shards.
-            pq.ParquetWriter(scratch, table.schema).close()
-        _into_place(scratch, target)
-        return target
+        waiting: list[dict[str, object]] = []
+
+        def flush() -> None:
+            # A row group of no rows is one on which `datasets` fails even beside other shards.
+            if waiting:
+                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                waiting.clear()
+
+        def add(records: Iterable[Record]) -> None:
+            for record in records:
+                row = record.model_dump(mode="json")
+                # pyarrow would drop what has no column and fill with nulls what has no value.
+                if row.keys() != set(schema.names):
+                    raise ValueError(f"{kind}: got fields {', '.join(row)}; use {', '.join(schema.names)}")
+                waiting.append(row)
+                if len(waiting) >= ROW_GROUP:
+                    flush()
+
+        try:
+            with pq.ParquetWriter(scratch, schema) as writer:
+                yield add
+                flush()
+            _into_place(scratch, target)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+    def _place(self, kind: str, shard: str) -> Path:
+        return self.root / kind / f"{shard}.parquet"
 
     def read_paths(self, shards: Sequence[str] | None = None) -> list[SearchPath]:
         """Paths of the named shards, or of all in the order of their names."""
@@ -132,7 +159,7 @@ class ProcessDataStore:
         return [SearchPath.model_validate(_tuples(row)) for name in names for row in _rows(folder / f"{name}.parquet")]
 
     def read_records(self, kind: str, shard: str, record: type[R]) -> list[R]:
-        return [record.model_validate(_tuples(row)) for row in _rows(self.root / kind / f"{shard}.parquet")]
+        return [record.model_validate(_tuples(row)) for row in _rows(self._place(kind, shard))]
 
     def write_suites(self, shard: str, suites: Iterable[Suite]) -> Path:
         """Write `<root>/suites/<shard>.jsonl`: expected values have any type, which columns do not."""

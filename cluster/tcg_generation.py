@@ -178,7 +178,8 @@ class _Kept:
 
 
 def cases_of(problem: Problem, texts: Sequence[str | None]) -> list[ParsedCase]:
-    """The different cases of all texts, the first of those that ask the same; of a text, as many as it was asked for."""
+    """The different cases of all texts, the first of those that ask the same. Of a text count as many as it was asked
+    for."""
     found: dict[str, ParsedCase] = {}
     for text in texts:
         for case in parse_cases(OPENING + (text or ""), problem)[:CASES_PER_PROMPT]:

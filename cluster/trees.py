@@ -21,7 +21,6 @@ from reasoning.export import complete_solutions
 from reasoning.labels import step_labels
 from reasoning.nodes import TreeReport
 from reasoning.pairs import step_pairs
-from reasoning.records import Path as SearchPath
 from reasoning.records import Problem, Suite
 from reasoning.search import SearchSettings
 from reasoning.tree import SearchTree
@@ -226,18 +225,21 @@ def write_outputs(run_dir: RunDir, trees: Sequence[PlannedTree]) -> list[TreeRep
     from cluster.store import ProcessDataStore
 
     store = ProcessDataStore(run_dir.data)
-    paths: list[SearchPath] = []
     reports = []
     scratch = run_dir.stage_dir("solutions")
-    for planned, tree, report in _trees(trees):
-        own = tree.paths()
-        paths += own
-        solutions = complete_solutions(planned.problem, own)
-        (scratch / f"{planned.name}.json").write_text(json.dumps(solutions, indent=1) + "\n", encoding="utf-8")
-        reports.append(report)
-    store.write_paths(SHARD, paths)
-    store.write_records("labels", SHARD, step_labels(paths))
-    store.write_records("pairs", SHARD, step_pairs(paths, PAIRS_PER_PROBLEM))
+    with (
+        store.shard("paths", SHARD) as paths,
+        store.shard("labels", SHARD) as labels,
+        store.shard("pairs", SHARD) as pairs,
+    ):
+        for planned, tree, report in _trees(trees):
+            own = tree.paths()
+            paths(own)
+            labels(step_labels(own))
+            pairs(step_pairs(own, PAIRS_PER_PROBLEM))
+            solutions = complete_solutions(planned.problem, own)
+            (scratch / f"{planned.name}.json").write_text(json.dumps(solutions, indent=1) + "\n", encoding="utf-8")
+            reports.append(report)
     run_dir.publish_dir(scratch, "solutions")
     return reports
 
@@ -261,7 +263,7 @@ def metrics(reports: Sequence[TreeReport], seconds: float, earlier: Iterable[Tre
         "search/tokens_per_s": (tokens - sum(r.tokens for r in before)) / seconds,
         "search/paths": sum(r.paths for r in reports),
         "search/duplicates": sum(r.duplicates for r in reports),
-        "search/infra_errors": sum(r.lost for r in reports),
+        "search/infra_errors": sum(r.lost + r.unscored for r in reports),
         "search/pruned": sum(r.pruned for r in reports),
         "sandbox/programs_per_s": (programs - sum(r.programs for r in before)) / seconds,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,6 +109,11 @@ def require_same(opened: Opened, **ours: Any) -> None:
     for name, value in ours.items():
         if getattr(opened, name) != value:
             raise EventLogError(f"it is of another search: its {name} differs")
+
+
+def header_rows(headers: Mapping[tuple[int, Action], tuple[int, ...]]) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """A table of headers as an opening holds it; `header_table` reads it."""
+    return tuple((number, int(action), ids) for (number, action), ids in headers.items())
 
 
 def header_table(opened: Opened) -> dict[tuple[int, Action], tuple[int, ...]]:

@@ -118,7 +118,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class TreeReport:
-    """What a tree came to. Counts as in `SearchTree`; `programs`: paths that end in a judged program.
+    """What a tree came to. Counts as in `SearchTree`; `programs`: paths that end in a judged program; `unscored`: steps
+    that the PRM failed on.
 
     `tokens`: sampled; `seconds`: on the clock since it began or went on; `reason`: why it ended, "" where it has not.
     """
@@ -131,6 +132,7 @@ class TreeReport:
     programs: int
     duplicates: int
     lost: int
+    unscored: int
     pruned: int
     seconds: float
     reason: str

@@ -92,7 +92,7 @@ class Gumbel(TreePolicy):
 
     The candidates were drawn from the policy with noise, which is what Gumbel-top-k stands for; no second noise is
     added. A candidate's score is its log-probability plus a growing multiple of its normalised value (Danihelka et al.
-    2022, equation 8). Expansions are counted, the root's own left out.
+    2022, equation 8). Expansions are counted, the root's own left out; there are as many as both budgets allow.
     """
 
     VISIT_OFFSET = 50.0
@@ -111,7 +111,7 @@ class Gumbel(TreePolicy):
         now = sum(c.asked for c in children)
         if self._candidates != len(children):
             self._candidates = len(children)
-            left = tree.settings.expansion_budget - parent.expansions
+            left = min(tree.settings.expansion_budget - parent.expansions, now + tree.expansions_left)
             self._table = considered_visits(len(children), max(1, min(left, self.LONGEST_TABLE)))
         if now >= len(self._table):
             return puct_child(tree, parent)

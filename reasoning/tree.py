@@ -11,7 +11,6 @@ Every drawn sample ends in exactly one `tell`. What happens is written to an app
 
 from __future__ import annotations
 
-import math
 import random
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from reasoning.event_log import Abandoned, Asked, Begun, Ended, Event, EventLogError, Opened, Told, header_table
+from reasoning.event_log import (
+    Abandoned,
+    Asked,
+    Begun,
+    Ended,
+    Event,
+    EventLogError,
+    Opened,
+    Told,
+    header_rows,
+    header_table,
+)
 from reasoning.nodes import BROKEN_OFF, Expansion, Judgement, Node, Outcome, TreeReport, step_key
 from reasoning.policies import POLICIES, Policy
 from reasoning.records import Action, Path, Sample, StepRecord
@@ -69,7 +79,9 @@ class SearchTree:
         self.nodes = [Node(id=0, parent=None, depth=0, action=None)]
         self.tokens = 0
         self.samples = 0
+        self.squared_lengths = 0
         self.infra_errors = 0
+        self.unscored = 0
         self.pruned = 0
         self.duplicates = 0
         self._headers = headers
@@ -82,7 +94,7 @@ class SearchTree:
         self._failed_in_row = 0
         self._log = log
         if log is not None:
-            table = tuple((number, int(action), ids) for (number, action), ids in headers.items())
+            table = header_rows(headers)
             log(Opened(tree_id, problem_id, self.prompt_ids, table, settings.model_dump(), seed, judged_by))
 
     # --- state ---
@@ -95,6 +107,14 @@ class SearchTree:
     def expansions(self) -> int:
         """How many expansions were handed out."""
         return self._next_id
+
+    @property
+    def expansions_left(self) -> int:
+        """How many more there will be, if samples stay as long as they have been."""
+        s = self.settings
+        length = self.tokens / self.samples if self.samples else s.step_tokens / 2
+        by_tokens = (s.token_budget - self.tokens) / max(1.0, s.samples * length) - len(self._pending)
+        return max(0, min(s.expansion_budget - self._next_id, round(by_tokens)))
 
     @property
     def idle(self) -> bool:
@@ -154,13 +174,14 @@ class SearchTree:
 
     # --- ask ---
 
-    def ask(self, at_most: int | None = None, mean_length: float | None = None) -> Expansion | None:
+    def ask(self, at_most: int | None = None, length: float | None = None) -> Expansion | None:
         """The next expansion, marked in flight; None where there is nothing to do before something in flight ends.
 
-        Never more samples than `at_most`, and than the token budget has room for, with those in flight counted at
-        `mean_length` tokens each (None: the mean of this tree so far).
+        Never more samples than `at_most`, and than the token budget has room for, with those in flight and those to
+        come counted at `length` tokens each. None: as long as samples of this tree are in the mean when one of them is
+        found running, sum of squares over sum; long ones run longer, so that is more than their mean.
         """
-        room = self._room(mean_length)
+        room = self._room(length)
         if at_most is not None:
             room = min(at_most, room)
         if room <= 0 and self._pending:
@@ -170,13 +191,13 @@ class SearchTree:
             return None
         return self._hand_out(node, max(1, min(self._policy.count(self, node), room)))
 
-    def _room(self, mean_length: float | None) -> int:
+    def _room(self, length: float | None) -> int:
         """How many samples the token budget has room for."""
         s = self.settings
-        if mean_length is None:
-            mean_length = self.tokens / self.samples if self.samples else s.step_tokens / 2
-        left = s.token_budget - self.tokens - self._open_slots * mean_length
-        return math.ceil(left / max(1.0, mean_length))
+        if length is None:
+            length = self.squared_lengths / self.tokens if self.tokens else s.code_tokens / 2
+        left = s.token_budget - self.tokens - self._open_slots * length
+        return round(left / max(1.0, length))
 
     def _hand_out(self, node: Node, count: int) -> Expansion:
         lineage = self._lineage(node.id)
@@ -233,10 +254,13 @@ class SearchTree:
             self.pruned += 1
         else:
             if outcome.sample is not None:
-                self.tokens += len(outcome.sample.token_ids)
+                length = len(outcome.sample.token_ids)
+                self.tokens += length
+                self.squared_lengths += length * length
                 node = self._attach(parent, pending.actions[slot], outcome.sample, outcome)
             self.samples += node is not None
-            self.infra_errors += node is None or bool(outcome.infra_error)
+            self.infra_errors += node is None
+            self.unscored += node is not None and bool(outcome.infra_error)
             pending.lost += node is None
         if len(pending.told) == pending.count:
             self._settle(expansion_id, pending)
@@ -376,6 +400,7 @@ class SearchTree:
             programs=sum(n.program is not None for n in ended),
             duplicates=self.duplicates,
             lost=self.infra_errors,
+            unscored=self.unscored,
             pruned=self.pruned,
             seconds=seconds,
             reason=reason,

@@ -85,9 +85,9 @@ def config(**changes):
     return SearchSettings(**{"token_budget": 400, "expansion_budget": 20, "enough_passing": 99, **changes})
 
 
-def scheduler(sampler, judge, outstanding=64, max_trees=64):
+def scheduler(sampler, judge, outstanding=64, max_trees=64, codec=CODEC):
     engines = sampler if isinstance(sampler, list) else [sampler]
-    return SearchScheduler(engines, ProgramJudge(judge, Limits()), CODEC, outstanding=outstanding, max_trees=max_trees)
+    return SearchScheduler(engines, ProgramJudge(judge, Limits()), codec, outstanding=outstanding, max_trees=max_trees)
 
 
 def job(tree_id="t", seed=0, prompt=PROMPT, log=None, **changes):

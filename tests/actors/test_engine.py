@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 
@@ -111,6 +112,45 @@ def test_many_draws_run_together(running):
 def test_a_prompt_without_room_is_an_engine_error(running):
     with pytest.raises(EngineError, match="max_model_len"):
         running.do(running.engine.draw([1] * 1024, Draw(5)))
+
+
+def test_a_request_that_takes_too_long_is_given_up(running):
+    settings = running.engine.settings
+    running.engine.settings = dataclasses.replace(settings, request_deadline_s=0.05)
+    with pytest.raises(EngineError, match="no answer within 0"):
+        running.do(running.engine.fill(running.prompt, 400, 1.0))
+    running.engine.settings = settings
+    assert running.engine.running == 0
+    assert running.do(running.engine.fill(running.prompt, 5, 1.0)) == 5
+
+
+def test_a_sample_that_the_engine_broke_off_is_none(running):
+    async def work():
+        drawn = asyncio.create_task(running.engine.draw(running.prompt, Draw(400, 1.0, 1.0, ("nowhere",), False)))
+        await asyncio.sleep(0.2)
+        last = f"r{next(running.engine._ids) - 1}"
+        await running.engine._llm.abort(last)
+        return await drawn
+
+    with pytest.raises(EngineError, match="broke a sample off: abort"):
+        running.do(work())
+    assert running.engine.running == 0
+
+
+def test_weights_of_another_version_find_nothing_in_the_cache(running):
+    def cached():
+        before = running.engine.cached_tokens
+        running.do(running.engine.fill(prompt, 1, 1.0))
+        return running.engine.cached_tokens - before
+
+    prompt = running.prompt * 12
+    version = running.engine.version
+    cached()
+    assert cached() > 0
+    running.engine.version = version + 1000
+    assert cached() == 0
+    assert cached() > 0
+    running.engine.version = version
 
 
 def test_scores_agree_with_transformers(running, model):

@@ -21,7 +21,7 @@ from actors.sampling import EngineDeadError, EngineError
 from reasoning.event_log import Abandoned, Asked, Begun, Ended, EventLogError, Told, decode
 from reasoning.nodes import BROKEN_OFF
 from reasoning.records import Action, Suite
-from reasoning.steps import STOPS
+from reasoning.steps import STOPS, StepCodec
 from reasoning.tree import SearchTree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +199,7 @@ def test_a_scorer_that_fails_leaves_the_steps_without_a_score(tmp_path, answer):
     found = grow(FakeSampler(), FakeJudge(), scorer=score, rollout_weight=0.5, log=tmp_path / "t.jsonl")
     assert found.tree.idle and found.tree.root.visits > 0
     assert all(node.score is None for node in found.tree.nodes)
-    assert (found.tree.infra_errors > 0) == (answer == "gone")
+    assert (found.tree.unscored > 0) == (answer == "gone") and found.tree.infra_errors == 0
     assert SearchTree.replay(decode((tmp_path / "t.jsonl").read_bytes())).paths() == found.tree.paths()
 
 
@@ -417,6 +417,38 @@ def test_a_log_probability_that_is_no_number_loses_the_sample(tmp_path):
     found, events = logged(tmp_path, Odd(), FakeJudge())
     assert found.reason == BROKEN_OFF and found.tree.root.visits == 0
     assert SearchTree.replay(events).infra_errors == found.tree.infra_errors
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf, KeyError("gone")], ids=str)
+def test_a_choice_that_is_no_probability_loses_the_expansion(tmp_path, answer):
+    class Odd(FakeSampler):
+        async def choose(self, prompt_ids, tokens):
+            if self.rng.random() < 0.5:
+                return await super().choose(prompt_ids, tokens)
+            if isinstance(answer, KeyError):
+                raise answer
+            return dict.fromkeys(tokens, answer)
+
+    found, events = logged(tmp_path, Odd(), FakeJudge())
+    assert found.tree.infra_errors > 0 and found.tree.root.visits > 0
+    assert SearchTree.replay(events).paths() == found.tree.paths()
+
+
+def test_a_log_with_other_headers_is_of_another_search(tmp_path):
+    """Else the tree would hold prompts that nobody was asked for."""
+
+    class Broken(FakeSampler):
+        async def draw(self, *arguments):
+            raise EngineError("down")
+
+    logged(tmp_path, Broken(), FakeJudge())
+    other = StepCodec(lambda text: [ord(c) + 1 for c in text])
+
+    async def work():
+        return await scheduler(FakeSampler(), FakeJudge(), codec=other).search(job(log=tmp_path / "t.jsonl"))
+
+    with pytest.raises(EventLogError, match="its headers differ"):
+        asyncio.run(work())
 
 
 def test_a_log_that_cannot_be_written_ends_that_search_alone(tmp_path, monkeypatch):

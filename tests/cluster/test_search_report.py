@@ -13,7 +13,16 @@ from reasoning.nodes import TreeReport
 
 
 def tree(name, solved=False, reason="token budget", **counts):
-    numbers = {"tokens": 100, "expansions": 4, "paths": 6, "programs": 5, "duplicates": 1, "lost": 2, "pruned": 3}
+    numbers = {
+        "tokens": 100,
+        "expansions": 4,
+        "paths": 6,
+        "programs": 5,
+        "duplicates": 1,
+        "lost": 2,
+        "pruned": 3,
+        "unscored": 0,
+    }
     return TreeReport(problem_id=name, solved=solved, seconds=1.0, reason=reason, **{**numbers, **counts})
 
 

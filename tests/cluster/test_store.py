@@ -132,7 +132,7 @@ def test_records(store, kind, data):
 
 
 def test_records_without_a_column_are_refused(store):
-    with pytest.raises(ValueError, match="kind: got 'notes'; use one of labels, pairs"):
+    with pytest.raises(ValueError, match="kind: got 'notes'; use one of paths, labels"):
         store.write_records("notes", "shard", [])
     pair = TextPair(problem_id="p", prompt="a", chosen="b", rejected="c")
     with pytest.raises(ValueError, match="pairs: got fields problem_id, prompt, chosen, rejected; use problem_id"):
@@ -160,15 +160,29 @@ def test_nothing_written_is_nothing_read(store):
 def test_a_write_that_fails_leaves_the_old_shard(store, monkeypatch):
     store.write_paths("shard", [PATH])
 
-    def fails(table, where):
-        where.write_bytes(b"half")
+    def fails(writer, table):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cluster.store.pq.write_table", fails)
+    monkeypatch.setattr("cluster.store.pq.ParquetWriter.write_table", fails)
     with pytest.raises(OSError, match="disk full"):
         store.write_paths("shard", [LOST])
     monkeypatch.undo()
     assert store.read_paths() == [PATH]
+    assert [p.name for p in store.root.rglob("*") if p.is_file()] == ["shard.parquet"]
+
+
+def test_a_shard_that_is_written_part_by_part_is_there_whole_at_the_end(store, monkeypatch):
+    monkeypatch.setattr("cluster.store.ROW_GROUP", 3)
+    many = [PATH.model_copy(update={"tree_id": f"t{n}"}) for n in range(8)]
+    with store.shard("paths", "s") as add:
+        add(many[:4])
+        assert store.read_paths() == []
+        add(many[4:])
+    assert store.read_paths() == many
+    with pytest.raises(RuntimeError), store.shard("paths", "s") as add:
+        add(many[:1])
+        raise RuntimeError
+    assert store.read_paths() == many
 
 
 def test_datasets_reads_paths(store, tmp_path):

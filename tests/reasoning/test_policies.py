@@ -25,8 +25,8 @@ def made(policy, seed=0, **changes):
 class World:
     """Answers expansions: every idea is new, a program passes as many of 10 tests as `worth` says of its first step."""
 
-    def __init__(self, tree, worth=lambda first: 0, logprob=lambda n: -0.5):
-        self.tree, self.worth, self.logprob = tree, worth, logprob
+    def __init__(self, tree, worth=lambda first: 0, logprob=lambda n: -0.5, length=2):
+        self.tree, self.worth, self.logprob, self.length = tree, worth, logprob, length
         self.drawn = 0
 
     def first_step(self, node):
@@ -45,7 +45,7 @@ class World:
                 passed = self.worth(self.first_step(parent))
                 verdict = Verdict.ACCEPTED if passed == 10 else Verdict.WRONG_ANSWER
                 judgement = Judgement(verdict, True, passed, 10)
-            sample = Sample((1, 2), (self.logprob(self.drawn),) * 2, text, "stop")
+            sample = Sample((1,) * self.length, (self.logprob(self.drawn),) * self.length, text, "stop")
             self.tree.tell(expansion.id, slot, Outcome(sample, judgement))
         return expansion
 
@@ -104,6 +104,18 @@ def test_paths_that_met_are_each_gone_on_with_once():
         tree.begin(expansion.id, {2: 0.0, 3: 1.0})
         tree.tell(expansion.id, 0, Outcome(Sample((expansion.id,), (-1.0,), "no code", "length")))
     assert [tree.ask().node for _ in range(3)] == [0, 0, 0]
+
+
+def test_gumbel_halves_within_the_token_budget_too():
+    """50 tokens a sample: 4 samples at the root, then 16 expansions of 2, as many as in the test above."""
+    tree = made("gumbel", root_samples=4, samples=2, token_budget=50 * (4 + 16 * 2), max_depth=8)
+    worth = {1: 1, 2: 9, 3: 5, 4: 0}
+    world = World(tree, worth.__getitem__, length=50)
+    while not tree.finished():
+        world.step()
+    asked = {i: tree.nodes[i].asked for i in range(1, 5)}
+    assert asked[1] == asked[4] == 2
+    assert asked[2] == asked[3] == 6
 
 
 def test_gumbel_prefers_likely_candidates_where_nothing_else_is_known():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections import Counter
@@ -68,7 +67,7 @@ def described_fds() -> Counter[str]:
     found: Counter[str] = Counter()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found[re.sub(r"[0-9]+", "", os.readlink(entry))] += 1
+            found[re.sub(r"[0-9]+", "", str(entry.readlink()))] += 1
     return found
 
 
