@@ -248,7 +248,7 @@ class SearchScheduler:
             active.lane.ready.append(active)
 
     def _elapsed(self, active: _Active) -> float:
-        return asyncio.get_running_loop().time() - active.started
+        return round(asyncio.get_running_loop().time() - active.started, 3)
 
     # --- one expansion ---
 

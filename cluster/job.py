@@ -141,10 +141,9 @@ def check(
     problems: list[Problem],
     console: Console,
     memory: preflight.MemoryNeed = preflight.LOOP_MEMORY,
-    skip: bool = False,
 ) -> tuple[Path, list[Problem]]:
-    """The model's directory and the problems, known to be usable; `memory`: what the command takes. With `skip` (and
-    `skip_bad_rows`) problems whose references fail are named and left out.
+    """The model's directory and the problems, known to be usable; `memory`: what the command takes. With
+    `skip_bad_rows` problems whose prompts leave no room or whose references fail are named and left out.
 
     Raises InputError for the first of these that does not hold: the model is there, its prompts leave room, memory is
     enough, W&B's mode is possible, all references pass.
@@ -153,19 +152,20 @@ def check(
         console.print(f"model: converting {config.model} once (about 20 s)", highlight=False)
     model = models.resolve(config.model)
     console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
-    _check_prompts(config, model, problems)
+    skip = config.skip_bad_rows
+    usable = load_problems(console, lambda on_bad: _check_prompts(config, model, problems, on_bad if skip else None))
     preflight.require_memory(model, memory)
     resolve_mode(config.wandb.mode)
-    if not (skip and config.skip_bad_rows):
-        return model, preflight.check_references(problems, config, console)
-    usable = load_problems(console, lambda on_bad: preflight.check_references(problems, config, console, on_bad=on_bad))
+    usable = load_problems(
+        console, lambda on_bad: preflight.check_references(usable, config, console, on_bad=on_bad if skip else None)
+    )
     for split in sorted({p.split for p in problems} - {p.split for p in usable}):
-        legal = "problems whose references pass their own tests"
+        legal = "problems with room in the prompt whose references pass their own tests"
         raise InputError("problems", config.problems, legal, f"none is left in the split {split!r}")
     return model, usable
 
 
-def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> None:
+def _check_prompts(config: RunConfig, model: Path, problems: list[Problem], on_bad: BadRow | None) -> list[Problem]:
     from actors.tokens import Tokens
 
     try:
@@ -176,7 +176,8 @@ def _check_prompts(config: RunConfig, model: Path, problems: list[Problem]) -> N
         legal = "a model whose tokenizer loads and takes a system message"
         raise InputError("model", config.model, legal, reason) from error
     header = StepCodec(tokens.encode).longest_header(config.search.max_depth)
-    preflight.require_room(problems, tokens.encode_chat, config, header)
+    longest = models.positions(model)
+    return preflight.require_room(problems, tokens.encode_chat, config, header, longest, on_bad)
 
 
 # At work ----------------------------------------------------------------------------------------------------------

@@ -55,6 +55,12 @@ def resolve(name: str, *, cache: Path | None = None) -> Path:
     return path
 
 
+def positions(path: Path) -> int:
+    """How many positions the model in a directory has, as its config.json says; 10^9 where it does not."""
+    found = (_object(path / "config.json") or {}).get("max_position_embeddings")
+    return found if isinstance(found, int) and found > 0 else 10**9
+
+
 def _require_whole(name: str, path: Path) -> None:
     """Raises InputError unless the directory holds a causal language model: configuration, weights, tokenizer."""
     try:

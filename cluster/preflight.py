@@ -27,6 +27,8 @@ from reasoning.records import Problem
 from sandbox import LocalPool, PackageError, SandboxUnavailableError, Submission, SuiteResult, Verdict
 
 CHECKS_S = 3600.0
+NAMED = 8
+"""Problems whose references fail that are named beside the first."""
 """How long all reference checks together may take; each run has limits of its own."""
 MIN_DISK_GIB = 4.0
 MBPP_HUB = "google-research-datasets/mbpp"
@@ -92,16 +94,23 @@ def require_programs(config: RunConfig) -> None:
 
 
 def problems_of(config: RunConfig, split: str, on_bad: BadRow) -> list[Problem]:
-    """The problems of one split ("train", "heldout", as `load_problems` makes them where the rows say nothing), or all
-    ("all"). Raises InputError, also where the split is empty."""
+    """The problems of one split ("train", "heldout", as `load_problems` makes them where no row of the source is held
+    out), or all ("all"). A problem is in the same split whichever others are chosen beside it. Raises InputError, also
+    where the split is empty."""
     problems = _read_problems(config, on_bad)
     if split == "all":
         return problems
-    if len(problems) > 1 and not any(p.split == "heldout" for p in problems):
-        problems = with_held_out(problems, config.ids)
-    chosen = [p for p in problems if p.split == split]
+    lenient = config.model_copy(update={"ids": (), "skip_bad_rows": True})
+    every = _read_problems(lenient, lambda *_: None) if config.ids else problems
+    if len(every) > 1 and not any(p.split == "heldout" for p in every):
+        every = with_held_out(every)
+    splits = {p.id: p.split for p in every}
+    chosen = [p.model_copy(update={"split": split}) for p in problems if splits.get(p.id, p.split) == split]
     if not chosen:
         raise InputError("split", split, "all, or other problems", f"none of {len(problems)} problems belongs to it")
+    for problem in problems:
+        if config.ids and splits.get(problem.id, problem.split) != split:
+            on_bad(problems.index(problem) + 1, problem.id, f"it is not in the split {split!r}")
     return chosen
 
 
@@ -144,10 +153,19 @@ def _from_hub(name: str, ids: tuple[str, ...], on_bad: BadRow | None) -> list[Pr
     return [p.model_copy(update={"split": "heldout"}) if p.id in tested else p for p in problems]
 
 
-def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunConfig, header: int = 0) -> None:
-    """Raises InputError naming the first problem whose prompt leaves no room for a step and a program.
+def require_room(
+    problems: list[Problem],
+    encode_chat: ChatEncoder,
+    config: RunConfig,
+    header: int = 0,
+    longest: int = 10**9,
+    on_bad: BadRow | None = None,
+) -> list[Problem]:
+    """The problems whose prompts leave room for a step and a program: all, unless `on_bad` is given, which is told of
+    the others.
 
-    `header`: tokens that stand before each of the two.
+    `header`: tokens that stand before each of the two. `longest`: positions that the model has. Raises InputError
+    naming the first problem without room.
     """
     settings = config.search_settings()
     room = 2 * header + settings.step_tokens + settings.code_tokens
@@ -155,12 +173,21 @@ def require_room(problems: list[Problem], encode_chat: ChatEncoder, config: RunC
     bound = "search.path_tokens" if own else "engine.max_model_len"
     known = {p.id: p for p in [*bundled(), *problems]}
     prompts = PolicyPrompts(encode_chat, demonstrations(), known, config.search.shots)
-    for problem in problems:
+    fitting = []
+    for number, problem in enumerate(problems, start=1):
         length = len(prompts.ids(problem))
-        if not settings.has_room(length, header):
-            legal = f"{bound}={length + room} or more, or other ids"
-            reason = f"its prompt has {length} tokens, a step and a program take {room}"
+        reason = f"its prompt has {length} tokens, a step and a program take {room}"
+        if settings.has_room(length, header):
+            fitting.append(problem)
+        elif on_bad is not None:
+            on_bad(number, problem.id, reason)
+        elif length + room > longest:
+            legal = "skip_bad_rows=true to go on without it"
+            raise InputError("problems", problem.id, legal, f"{reason}, the model's context has {longest}")
+        else:
+            legal = f"{bound}={length + room} or more, or skip_bad_rows=true to go on without it"
             raise InputError("problems", problem.id, legal, reason)
+    return fitting
 
 
 def check_references(
@@ -198,8 +225,9 @@ def check_references(
         return [p for p in problems if p.id not in names]
     if failures:
         problem, verdict = failures[0]
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        legal = "a problem whose references pass its own tests, or other ids"
+        others = ", ".join(name for name, _ in failures[1 : 1 + NAMED]) + (", ..." if len(failures) > 1 + NAMED else "")
+        more = f" (and so do {len(failures) - 1} more: {others})" if len(failures) > 1 else ""
+        legal = "problems whose references pass their own tests, or skip_bad_rows=true to go on without the others"
         raise InputError("problems", problem, legal, f"its reference gets {verdict}{more}")
     return problems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from reasoning.errors import InputError, MachineError
 from reasoning.nodes import TreeReport
 from reasoning.records import Suite
 from reasoning.search import PolicyName, SearchSettings
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "heldout", "all")
 BUDGET = "laptop"
@@ -106,7 +109,9 @@ def search(request: SearchRequest, console: Console, command: Sequence[str], sto
         model = Path()
         if found.left:
             run_dir.require_disk(MIN_DISK_GIB)
-            model, _ = job.check(config, [t.problem for t in found.trees], console, memory_need(config))
+            model, usable = job.check(config, [t.problem for t in found.trees], console, memory_need(config))
+            kept = {p.id for p in usable}
+            found.trees = [t for t in found.trees if t.problem.id in kept]
         run_dir = found.run_dir = job.begin(run_dir, config, stop, command if new else None, found.state)
     console.print(f"run directory: {run_dir.path}", highlight=False, soft_wrap=True, markup=False)
     with driver_log(run_dir.logs / "driver.log"):
@@ -248,6 +253,9 @@ class _Look:
         solved = sum(r.solved for r in ended)
         shown = {name: round(value, 1) for name, value in rates.items()}
         share = min(0.99, tokens / max(1, whole))
+        if not open_:
+            # The whole search, and no tokens of choices between actions: what the report says.
+            tokens, shown = sum(r.tokens for r in ended), self._overall(ended)
         self._context.display.update(done=len(ended), share=share, solved=solved, **shown)
         self._context.log(
             {
@@ -261,6 +269,14 @@ class _Look:
         self.note_seconds()
         self._search.run_dir.write_state(self._search.state)
         self._context.tick()
+
+    def _overall(self, ended: list[TreeReport]) -> dict[str, float]:
+        self.note_seconds()
+        found = trees.metrics(ended, max(1e-6, float(self._search.state["seconds"])))
+        return {
+            "tokens_per_s": round(found["search/tokens_per_s"], 1),
+            "programs_per_s": round(found["sandbox/programs_per_s"], 1),
+        }
 
     def note_seconds(self) -> None:
         """Keep how long the search has taken, earlier processes included."""
@@ -294,6 +310,8 @@ def _finish(search: Search, stopped: str, code: int) -> int:
             search.state["peak_memory"] = max(search.state.get("peak_memory", 0), context.peak_memory)
 
     def sum_up() -> search_report.SearchReport:
+        with job.attempt("reading the logs of trees that have not ended", log):
+            search.reports |= trees.read_reports(search.left, search.settings)
         return search_report.summarize(
             search.config,
             search.run_dir,

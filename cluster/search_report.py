@@ -25,7 +25,7 @@ SHOWN_IDS = 40
 
 
 class SearchReport(ReportRecord):
-    """Everything the report says; counts are of the trees that have ended. None means "not measured"."""
+    """Everything the report says; counts are of all trees that were begun. None means "not measured"."""
 
     run_dir: str
     model: str
@@ -35,11 +35,14 @@ class SearchReport(ReportRecord):
     seed: int
     problems: NonNegativeInt
     searched: NonNegativeInt = Field(description="problems whose tree has ended")
+    begun: NonNegativeInt = Field(description="problems whose tree has begun, those that ended among them")
     solved: NonNegativeInt
-    solved_share: Interval | None = Field(default=None, description="of those searched, with a 95 % bootstrap interval")
+    solved_share: Interval | None = Field(
+        default=None, description="with a 95 % bootstrap interval; None while trees have not ended"
+    )
     solved_ids: tuple[str, ...] = ()
     tokens: NonNegativeInt = Field(description="sampled")
-    tokens_per_s: float | None = Field(default=None, description="None while trees have not ended")
+    tokens_per_s: float | None = Field(default=None, description="over the seconds of the search")
     expansions: NonNegativeInt
     paths: NonNegativeInt
     programs: NonNegativeInt
@@ -67,12 +70,13 @@ def summarize(
     wandb_note: str = "",
     stopped_early: str = "",
 ) -> SearchReport:
-    """The record of a search. `reports`: of any trees; those that have not ended are left out. `problems`: how many
-    there are to search. `seconds`, `peak_memory` (bytes): 0 where not measured."""
-    ended = sorted((r for r in reports if r.finished), key=lambda r: r.problem_id)
-    tokens, programs = sum(r.tokens for r in ended), sum(r.programs for r in ended)
-    # The seconds went into the trees that have not ended as well.
-    rated = seconds > 0 and len(ended) == problems
+    """The record of a search. `reports`: of all trees that have begun. `problems`: how many there are to search.
+    `seconds`, `peak_memory` (bytes): 0 where not measured."""
+    begun = sorted(reports, key=lambda r: r.problem_id)
+    ended = [r for r in begun if r.finished]
+    tokens, programs = sum(r.tokens for r in begun), sum(r.programs for r in begun)
+    # The first trees to end are the easy ones: their share would say too much.
+    whole = bool(ended) and len(ended) == problems
     return SearchReport(
         run_dir=str(run_dir.path),
         model=config.model,
@@ -82,24 +86,25 @@ def summarize(
         seed=config.seed,
         problems=problems,
         searched=len(ended),
-        solved=sum(r.solved for r in ended),
-        solved_share=bootstrap([float(r.solved) for r in ended], config.seed) if ended else None,
-        solved_ids=tuple(r.problem_id for r in ended if r.solved),
+        begun=len(begun),
+        solved=sum(r.solved for r in begun),
+        solved_share=bootstrap([float(r.solved) for r in ended], config.seed) if whole else None,
+        solved_ids=tuple(r.problem_id for r in begun if r.solved),
         tokens=tokens,
-        tokens_per_s=round(tokens / seconds, 1) if rated else None,
-        expansions=sum(r.expansions for r in ended),
-        paths=sum(r.paths for r in ended),
+        tokens_per_s=round(tokens / seconds, 1) if seconds > 0 else None,
+        expansions=sum(r.expansions for r in begun),
+        paths=sum(r.paths for r in begun),
         programs=programs,
-        programs_per_s=round(programs / seconds, 2) if rated else None,
-        duplicates=sum(r.duplicates for r in ended),
-        lost=sum(r.lost for r in ended),
-        pruned=sum(r.pruned for r in ended),
+        programs_per_s=round(programs / seconds, 2) if seconds > 0 else None,
+        duplicates=sum(r.duplicates for r in begun),
+        lost=sum(r.lost for r in begun),
+        pruned=sum(r.pruned for r in begun),
         ended_by=dict(Counter(r.reason for r in ended).most_common()),
         seconds=round(seconds, 1) or None,
         peak_memory_gb=round(peak_memory / 1e9, 2) if peak_memory else None,
         wandb_note=wandb_note,
         stopped_early=stopped_early,
-        trees=tuple(as_rows(ended)),
+        trees=tuple(as_rows(begun)),
     )
 
 
@@ -131,11 +136,12 @@ def _facts(report: SearchReport) -> list[tuple[str, str]]:
     share = f", {report.solved_share} (95 % interval)" if report.solved_share else ""
     ids = ", ".join(report.solved_ids[:SHOWN_IDS])
     more = len(report.solved_ids) - SHOWN_IDS
-    waiting = report.problems - report.searched
+    open_ = f", {report.begun - report.searched:,} more begun" if report.begun > report.searched else ""
+    waiting = f" of {report.problems:,} ended{open_}" if report.searched < report.problems else ""
     return [
         *([("stopped early", report.stopped_early)] if report.stopped_early else []),
         ("model, policy", f"{report.model}, {report.policy}, seed {report.seed}"),
-        ("problems", f"{report.searched:,}" + (f" of {report.problems:,}; the others wait" if waiting else "")),
+        ("problems", f"{report.searched:,}{waiting}"),
         ("solved", f"{report.solved:,}{share}"),
         ("sampled tokens", _with_rate(report.tokens, report.tokens_per_s, "tokens/s")),
         ("expansions", f"{report.expansions:,}"),

@@ -79,7 +79,7 @@ def run(request: TcgRequest, console: Console, command: Sequence[str], stop: Sto
             job.require_kind(run_dir, state, request.kind)
         taught, problems = _problems(request, config, state, console)
         run_dir.require_disk(preflight.MIN_DISK_GIB)
-        model, usable = job.check(config, [*taught, *problems], console, skip=True)
+        model, usable = job.check(config, [*taught, *problems], console)
         names = {p.id for p in usable}
         taught, problems = ([p for p in some if p.id in names] for some in (taught, problems))
         run_dir = job.begin(run_dir, config, stop, command if new else None, state)

@@ -55,7 +55,7 @@ def _check(config: RunConfig, console: Console) -> tuple[Path, list[Problem]]:
     held = sum(p.split == "heldout" for p in problems)
     console.print(f"problems: {len(problems) - held} to train on, {held} held out", highlight=False)
     preflight.require_programs(config)
-    return job.check(config, problems, console, skip=True)
+    return job.check(config, problems, console)
 
 
 FIXED = ("model", "problems", "ids", "seed", "search.shots")

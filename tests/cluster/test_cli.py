@@ -256,7 +256,7 @@ def test_a_cache_that_cannot_be_written(inside, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize("place", ["load_problems", "check_references", "convert", "create"])
 def test_a_signal_before_the_run(inside, tmp_path, monkeypatch, place, number):
-    def told(*given):
+    def told(*given, **_):
         if place == "convert":
             (given[1] / "config.json").write_text("{}", encoding="utf-8")
         os.kill(os.getpid(), number)

@@ -196,7 +196,7 @@ def test_a_reference_that_fails_is_named_with_its_problem(problem_file, referenc
     error = caught.value
     assert (error.field, error.value) == ("problems", "mine/broken")
     assert verdict in error.reason
-    assert "(and 1 more)" in error.reason
+    assert "(and so do 1 more: mine/too)" in error.reason
     assert "\n" not in str(error)
 
 
@@ -287,4 +287,10 @@ def test_a_question_that_leaves_the_engine_no_room_is_named(problem_file):
     assert "mine/long" in str(error.value)
     needed = int(re.search(r"engine.max_model_len=(\d+)", str(error.value))[1])
     enough = config(problem_file(row("short"), row("long", question="word " * 3000)), f"engine.max_model_len={needed}")
-    require_room(problems, words, enough)
+    assert require_room(problems, words, enough) == problems
+    with pytest.raises(InputError, match=r"the model's context has 2048; use skip_bad_rows=true"):
+        require_room(problems, words, made, longest=2048)
+    told = []
+    kept = require_room(problems, words, made, on_bad=lambda *line: told.append(line))
+    assert [p.id for p in kept] == ["mine/short", "mine/other"]
+    assert [(number, name) for number, name, _ in told] == [(2, "mine/long")] and "3" in told[0][2]

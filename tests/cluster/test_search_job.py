@@ -42,7 +42,8 @@ def command(tmp_path, monkeypatch, capfd):
         code = cli.main(["search", *given])
         if begun:
             begun[0].run_dir.close()
-        return code, capfd.readouterr().err, begun[0] if begun else None
+        call.said, error = capfd.readouterr()  # on standard output
+        return code, error, begun[0] if begun else None
 
     yield call
     os.environ.clear()
@@ -122,7 +123,7 @@ def test_memory_for_training_is_not_asked_for(command, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["problems_of", "check_references"])
 def test_a_signal_before_the_search(command, tmp_path, monkeypatch, place, number):
     write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
-    monkeypatch.setattr(preflight, place, lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(preflight, place, lambda *_, **__: os.kill(os.getpid(), number))
     handlers = [signal.getsignal(n) for n in STOP_SIGNALS]
     code, error, begun = command("--problems", "p.jsonl", "--model", "model")
     assert (code, error, begun) == (130, "o1coder: interrupted\n", None)
@@ -159,6 +160,40 @@ def test_splits(command, tmp_path):
     # Where the file says nothing: as training would hold problems out.
     assert len(ids(command("--run-dir", "d", *common, "unmarked.jsonl", "--split", "heldout")[2])) == 1
     assert len(ids(command("--run-dir", "e", *common, "unmarked.jsonl", "--split", "train")[2])) == 2
+
+
+def test_a_problem_is_in_one_split_whichever_others_are_chosen(command, tmp_path):
+    rows = [{**PROBLEM_ROW, "id": f"mine/{n}", "split": "train"} for n in range(4)]
+    write(tmp_path, {"p.jsonl": lines(*rows), **MODEL})
+    common = ("--budget", "tiny", "--model", "model", "--problems", "p.jsonl")
+    found = {"heldout": [], "train": []}
+    for number in range(4):
+        for split in found:
+            code, error, search = command(
+                "--run-dir", f"{number}{split}", *common, "--split", split, "--ids", str(number)
+            )
+            if code == 0:
+                found[split] += ids(search)
+            else:
+                assert code == 2 and "none of 1 problems belongs to it" in error
+    whole = {s: ids(command("--run-dir", s, *common, "--split", s)[2]) for s in found}
+    assert found == whole and len(found["heldout"]) == 1
+    _, _, search = command("--run-dir", "x", *common, "--split", "train", "--ids", "0", "1", "2", "3")
+    assert f"({whole['heldout'][0]}): it is not in the split 'train'" in command.said and len(ids(search)) == 3
+
+
+@pytest.mark.slow
+def test_problems_that_cannot_be_searched_can_be_left_out(command, tmp_path):
+    """One of a thousand should not keep the others from being searched, now and on a resume."""
+    wrong = {**PROBLEM_ROW, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
+    long = {**PROBLEM_ROW, "id": "mine/long", "question": " ".join(map(str, range(20_000)))}
+    write(tmp_path, {"p.jsonl": lines(PROBLEM_ROW, wrong, long), **MODEL})
+    common = ("--budget", "tiny", "--model", "model", "--problems", "p.jsonl")
+    assert command("--run-dir", "a", *common)[0] == 2
+    code, _, search = command("--run-dir", "b", *common, "skip_bad_rows=true", "wandb.mode=offline")
+    assert code == 0 and ids(search) == ["mine/double"]
+    assert all(f"({name}): its" in command.said for name in ("mine/wrong", "mine/long"))
+    assert ids(command("--resume", "b")[2]) == ["mine/double"]
 
 
 def test_the_policy_brings_its_numbers_and_settings_change_them(tmp_path):

@@ -1,4 +1,4 @@
-"""What a search came to: counted over the trees that have ended, and shown without claiming more."""
+"""What a search came to: counted over all trees, and shown without claiming more."""
 
 import io
 import json
@@ -40,15 +40,16 @@ def shown(report):
     return out.getvalue()
 
 
-def test_counts_are_of_the_trees_that_have_ended(summed):
-    report = summed(tree("b", True), tree("a"), tree("c", reason="", tokens=7), seconds=4.0)
-    assert (report.searched, report.problems, report.solved, report.solved_ids) == (2, 3, 1, ("b",))
-    # Part of the seconds went into a tree that has not ended.
-    assert (report.tokens, report.tokens_per_s, report.programs_per_s) == (200, None, None)
-    assert (report.duplicates, report.lost, report.pruned, report.expansions) == (2, 4, 6, 8)
+def test_counts_are_of_all_trees_and_no_share_is_claimed_before_the_last_has_ended(summed):
+    """Those that end first are the easy ones."""
+    report = summed(tree("b", True), tree("a"), tree("c", True, reason="", tokens=7), problems=4, seconds=4.0)
+    assert (report.searched, report.begun, report.problems) == (2, 3, 4)
+    assert (report.solved, report.solved_ids, report.solved_share) == (2, ("b", "c"), None)
+    assert (report.tokens, report.tokens_per_s, report.programs_per_s) == (207, 51.8, 3.75)
+    assert (report.duplicates, report.lost, report.pruned, report.expansions) == (3, 6, 9, 12)
     assert report.ended_by == {"token budget": 2}
-    assert (report.solved_share.mean, report.solved_share.n) == (0.5, 2)
-    assert [t["problem_id"] for t in report.trees] == ["a", "b"]
+    assert [t["problem_id"] for t in report.trees] == ["a", "b", "c"]
+    assert "2 of 4 ended, 1 more begun" in shown(report)
 
 
 def test_what_was_not_measured_is_not_shown_as_0(summed):
@@ -56,7 +57,7 @@ def test_what_was_not_measured_is_not_shown_as_0(summed):
     assert (report.tokens_per_s, report.seconds, report.solved_share, report.peak_memory_gb) == (None,) * 4
     text = shown(report)
     assert "Search stopped early" in text and "interrupted by SIGTERM" in text
-    assert "0 of 2; the others wait" in text
+    assert "0 of 2 ended" in text
     assert "search --resume" in text
 
 
