@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 
 from actors import vllm_plugin
 from actors.sampling import Draw, EngineDeadError, EngineError
+from actors.sockets import SocketFolder
 from reasoning.records import Sample
 
 START_DEADLINE_S = 600.0
@@ -51,7 +50,7 @@ class Engine:
         self.running = 0
         self.busy_seconds = 0.0
         self._busy_since = 0.0
-        self.sockets: Path | None = None  # the folder of those that vLLM's processes talk through
+        self.sockets: SocketFolder | None = None  # those that vLLM's processes talk through
         self._llm: Any = None
         # vLLM's CPU worker dies where a request with a seed of its own is prefilled in chunks ("CPU Generator does not
         # use offset"); there the engine's own seed has to do.
@@ -66,8 +65,8 @@ class Engine:
         # oneDNN keeps a primitive per batch shape, 1,024 of them by default: over a run the worker grows by gigabytes.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         # vLLM leaves its sockets where they are.
-        self.sockets = Path(tempfile.mkdtemp(prefix="o1coder-engine-"))
-        os.environ["VLLM_RPC_BASE_PATH"] = str(self.sockets)
+        self.sockets = SocketFolder()
+        os.environ["VLLM_RPC_BASE_PATH"] = str(self.sockets.path)
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.settings.kv_cache_gib)
         os.environ.update(vllm_plugin.environment(os.getpid(), len(os.sched_getaffinity(0))))
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -170,7 +169,7 @@ class Engine:
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
         if self.sockets is not None:
-            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.sockets.remove()
             self.sockets = None
 
     def _params(self, draw: Draw, seed: int | None, logprobs: int) -> Any:

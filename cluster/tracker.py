@@ -7,11 +7,13 @@ that is resumed starts W&B's step at 0 again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import numbers
 import os
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,6 +150,17 @@ def resolve_mode(mode: str, run_dir: str | Path | None = None) -> tuple[str, str
             raise InputError("wandb.mode", mode, legal, problem)
         return "offline", f"W&B: offline ({problem}){later}"
     return "online", "W&B: online (an API key is configured)"
+
+
+def _scratch() -> list[Path]:
+    """The two directories in /tmp that importing W&B makes. They are its own business, and may be called something else
+    in another version."""
+    with contextlib.suppress(Exception):
+        from wandb.sdk.artifacts.artifact import Artifact
+        from wandb.sdk.data_types._private import MEDIA_TMP
+
+        return [Path(MEDIA_TMP.name), Path(Artifact._TMP_DIR.name)]
+    return []
 
 
 def _wandb_settings() -> tuple[str, bool, str]:
@@ -304,6 +317,9 @@ class Tracker:
             try:
                 run.finish(exit_code=exit_code)
                 wandb.teardown(exit_code=exit_code)  # ends W&B's own service process
+                # An actor that is killed does not run what would remove them at the end of its interpreter.
+                for place in _scratch():
+                    shutil.rmtree(place, ignore_errors=True)
             except BaseException as error:
                 failures.append(_short(error))
 
@@ -353,6 +369,8 @@ class Tracker:
         import wandb
 
         self._run.wandb.mkdir(parents=True, exist_ok=True)
+        for place in _scratch():  # gone where this process had another tracker
+            place.mkdir(exist_ok=True)
         settings = wandb.Settings(
             silent=True,
             quiet=True,
@@ -368,14 +386,14 @@ class Tracker:
             login_timeout=INIT_SECONDS,
             finish_timeout=FINISH_SECONDS,
         )
-        place: Any = mode
+        how: Any = mode
         run = wandb.init(
             project=project,
             id=run_id,
             name=name,
             dir=str(self._run.path),
             config=config,
-            mode=place,
+            mode=how,
             resume="allow",
             settings=settings,
         )

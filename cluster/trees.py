@@ -18,7 +18,7 @@ from cluster.run_dir import RunDir
 from reasoning.errors import InputError
 from reasoning.event_log import Ended, Event, EventLogError, decode, opening, require_same
 from reasoning.export import complete_solutions
-from reasoning.labels import step_labels
+from reasoning.labels import solved_paths, step_labels
 from reasoning.nodes import TreeReport
 from reasoning.pairs import step_pairs
 from reasoning.records import Problem, Suite
@@ -239,6 +239,8 @@ def write_outputs(run_dir: RunDir, trees: Sequence[PlannedTree]) -> list[TreeRep
             pairs(step_pairs(own, PAIRS_PER_PROBLEM))
             solutions = complete_solutions(planned.problem, own)
             (scratch / f"{planned.name}.json").write_text(json.dumps(solutions, indent=1) + "\n", encoding="utf-8")
+            for path in solved_paths(own, 1):
+                (scratch / f"{planned.name}.py").write_text(f"{path.program}\n", encoding="utf-8")
             reports.append(report)
     run_dir.publish_dir(scratch, "solutions")
     return reports

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from actors.sockets import remove_abandoned
 from cluster.config import RunConfig
 from cluster.driver_log import attempt
 from reasoning.errors import InputError, MachineError
@@ -241,6 +242,8 @@ class Workers:
                 ray.shutdown()
         with attempt("ending processes that were left", log):
             end_all_below(self._processes)
+        with attempt("removing the sockets of engines that were killed", log):
+            remove_abandoned(0.0)
         if session is not None:
             _copy_logs(session / "logs", self._logs)
             shutil.rmtree(session, ignore_errors=True)

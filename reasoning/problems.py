@@ -54,9 +54,9 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
         # Not splitlines: JSON strings may hold other line breaks (U+2028, U+0085) as they are.
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise InputError("problems", str(path), "an existing JSONL file", type(error).__name__) from None
+        raise InputError("problems", str(path), "an existing JSONL file", (error.strerror or "").lower()) from None
     except UnicodeDecodeError:
-        raise InputError("problems", str(path), "a JSONL file in UTF-8") from None
+        raise InputError("problems", str(path), "a JSONL file in UTF-8 that is not compressed") from None
     if _is_array(lines):
         legal = f"a JSONL file, one JSON object a line (jq -c '.[]' {path.name} prints one)"
         raise InputError("problems", str(path), legal, "it holds one JSON array")

@@ -42,7 +42,7 @@ class Running:
 def running(model):
     running = Running(model)
     yield running
-    folder = running.engine.sockets
+    folder = running.engine.sockets.path
     assert any(folder.iterdir())
     running.do(running.engine.shutdown())
     assert not folder.exists(), "no socket is left"

@@ -10,6 +10,9 @@ import pytest
 import yaml
 from made_files import MODEL, TWO, WRONG, lines, one_line, write
 from made_records import PROBLEM_ROW
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from actors.programs import ProgramJudge
 from actors.sampling import EngineError
@@ -186,8 +189,10 @@ def test_a_problem_is_in_one_split_whichever_others_are_chosen(command, tmp_path
 def test_problems_that_cannot_be_searched_can_be_left_out(command, tmp_path):
     """One of a thousand should not keep the others from being searched, now and on a resume."""
     wrong = {**PROBLEM_ROW, "id": "mine/wrong", "references": ["def double(n):\n    return n\n"]}
+    words = Tokenizer(WordLevel({"?": 0, "def": 1}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
     long = {**PROBLEM_ROW, "id": "mine/long", "question": " ".join(map(str, range(20_000)))}
-    write(tmp_path, {"p.jsonl": lines(PROBLEM_ROW, wrong, long), **MODEL})
+    write(tmp_path, {"p.jsonl": lines(PROBLEM_ROW, wrong, long), **MODEL, "model/tokenizer.json": words.to_str()})
     common = ("--budget", "tiny", "--model", "model", "--problems", "p.jsonl")
     assert command("--run-dir", "a", *common)[0] == 2
     code, _, search = command("--run-dir", "b", *common, "skip_bad_rows=true", "wandb.mode=offline")

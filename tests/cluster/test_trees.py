@@ -190,8 +190,13 @@ def test_outputs_are_those_of_the_logs_and_replace_older_ones(planned, tmp_path)
     labels = store.read_records("labels", "search", StepLabel)
     assert {label.problem_id for label in labels} == {"a/1", "b/2"}
     assert all(p.margin >= 0.25 for p in store.read_records("pairs", "search", StepPair))
-    assert sorted(f.name for f in (run.path / "solutions").iterdir()) == ["a-1.json", "b-2.json"]
-    for file in (run.path / "solutions").iterdir():
+    files = sorted((run.path / "solutions").glob("*.json"))
+    assert [f.name for f in files] == ["a-1.json", "b-2.json"]
+    programs = {f.stem: f.read_text() for f in (run.path / "solutions").glob("*.py")}
+    assert programs.keys() == {f.stem for f, r in zip(files, reports, strict=True) if r.solved}
+    right = {p.program for p in paths if p.solved}
+    assert programs and all(text.removesuffix("\n") in right for text in programs.values())
+    for file in files:
         solutions = json.loads(file.read_text())
         assert solutions and all(s["0"] == {"node_id": 0, "question": "q"} for s in solutions)
 

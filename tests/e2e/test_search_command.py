@@ -108,7 +108,7 @@ def test_solutions_have_the_published_layout(finished):
 
     run_dir, _ = finished
     paths = ProcessDataStore(run_dir / "data").read_paths(["search"])
-    files = sorted((run_dir / "solutions").iterdir())
+    files = sorted((run_dir / "solutions").glob("*.json"))
     assert [f.stem for f in files] == NAMES
     solutions = [s for f in files for s in json.loads(f.read_text())]
     assert len(solutions) == sum(p.complete and p.program is not None for p in paths)

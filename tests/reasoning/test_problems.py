@@ -174,9 +174,9 @@ def test_a_line_that_is_no_json(tmp_path, line):
 
 
 def test_missing_empty_and_unreadable_files(tmp_path):
-    with pytest.raises(InputError, match="FileNotFoundError; use an existing JSONL file"):
+    with pytest.raises(InputError, match="no such file or directory; use an existing JSONL file"):
         load_jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match="IsADirectoryError"):
+    with pytest.raises(InputError, match="is a directory"):
         load_jsonl(tmp_path)
     with pytest.raises(InputError, match="at least one problem"):
         load_jsonl(write(tmp_path, ""))
