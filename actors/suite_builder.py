@@ -35,6 +35,7 @@ from reasoning.test_cases import (
     case_of,
     corrected_pair,
     make_test,
+    ranked_pair,
     renderable,
     training_tests,
 )
@@ -208,13 +209,13 @@ class SuiteBuilder:
         return Material(tests, [program for program, _ in kept], [wrong for _, wrong in kept])
 
     async def corrections(self, problem: Problem, texts: Sequence[Sequence[ParsedCase]]) -> list[TextPair]:
-        """Of each text of the generator that is wrong somewhere, the pair that prefers what the references say. Given
-        tests that are held out are in none."""
+        """Pairs from texts of the generator: each that is wrong somewhere against what the references say, and the one
+        with the most right outputs against the one with the fewest. Given tests that are held out are in none."""
         distinct = {case.key: case for case in itertools.chain(*texts)}
         tests = (await self.executions.by_references(problem, list(distinct.values()))).tests
         kept_apart = {input_key(test) for test in split_given(problem)[1]}
         true = {case_of(test).key: test for test in tests if input_key(test) not in kept_apart}
-        pairs = [corrected_pair(problem, cases, true) for cases in texts]
+        pairs = [*(corrected_pair(problem, cases, true) for cases in texts), ranked_pair(problem, texts, true)]
         return [pair for pair in pairs if pair is not None]
 
     async def rewards(

@@ -73,6 +73,9 @@ class TcgConfig(_Section):
     sft_completions: int = Field(default=1, ge=0, le=64, description="completions per problem; 0: no generator")
     sft_epochs: int = Field(default=1, ge=1, le=100)
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
+    dpo_own_share: float = Field(
+        default=0.5, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"
+    )
     beta: float = Field(default=0.1, gt=0, le=10)
     dpo_sft_weight: float = Field(default=0.0, ge=0, le=100, description="of the chosen text's likelihood in the loss")
     dpo_most_drop: float = Field(

@@ -87,11 +87,11 @@ def train_sft(run: RunContext, round_: int, model: Path, examples: list[Example]
 def dpo_pairs(
     run: RunContext, problems: Sequence[Problem], found: Materials, own: Sequence[TextPair], rng: random.Random
 ) -> list[PreferenceExample]:
-    """Preference pairs, none longer than the learner takes: up to half of them the generator's `own` texts against the
-    same ones put right, the others equally many of each problem."""
+    """Preference pairs, none longer than the learner takes: some of the generator's `own` texts (`own_pairs`), the
+    others equally many of each problem."""
     c = run.config.tcg
     by_id = {p.id: p for p in problems}
-    pairs = rng.sample(list(own), min(len(own), c.dpo_pairs // 2))
+    pairs = rng.sample(list(own), min(len(own), int(c.dpo_pairs * c.dpo_own_share)))
     left = c.dpo_pairs - len(pairs)
     per_problem = -(-left // max(1, len(problems)))
     others: list[TextPair] = []
@@ -109,7 +109,8 @@ def dpo_pairs(
 
 
 def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: str) -> list[TextPair]:
-    """What the generator that the engines hold gets wrong on the problems that it learns from, and how it is right."""
+    """What the generator that the engines hold writes on the problems that it learns from: put right where it is wrong,
+    and its best text of a problem against its worst."""
     by_mode = [
         write_texts(run, problems, f"round-{round_}-{step}-{'code' if with_code else 'question'}", with_code, seed=3)
         for with_code in _modes(run)

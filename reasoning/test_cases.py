@@ -297,8 +297,50 @@ def corrected_pair(
     `true`: tests by the references, by the key of their input; cases whose input makes no test, or whose output cannot
     be read, are left out of both. None where what is left is right, or cannot be written down.
     """
-    inputs, right, written = [], [], []
-    wrong = False
+    told = _against_truth(problem, cases, true)
+    if all(one.right for one in told):
+        return None
+    inputs = [one.given for one in told]
+    return TextPair(
+        problem_id=problem.id,
+        prompt=prompt,
+        chosen=render_cases(inputs, [one.true for one in told]),
+        rejected=render_cases(inputs, [one.written for one in told]),
+    )
+
+
+def ranked_pair(
+    problem: Problem, texts: Sequence[Sequence[ParsedCase]], true: Mapping[str, ProblemTest], prompt: str = ""
+) -> TextPair | None:
+    """A DPO pair from texts of the generator itself: that with the most right outputs against that with the fewest, of
+    as many cases as were asked for. It teaches to choose inputs whose outputs the generator knows.
+
+    `true`: see `corrected_pair`; what is left out there is no right output here and stands in neither text. None where
+    all are as good, or one of the two has no case left.
+    """
+    told = [found for cases in texts if (found := _against_truth(problem, cases, true))]
+    if not told:
+        return None
+    best, worst = (choose(told, key=lambda cases: sum(one.right for one in cases)) for choose in (max, min))
+    if sum(one.right for one in best) == sum(one.right for one in worst):
+        return None
+    chosen, rejected = (render_cases([one.given for one in t], [one.written for one in t]) for t in (best, worst))
+    return TextPair(problem_id=problem.id, prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """One case as text: its input, the true output, and what the generator wrote (where it is right in other words, the
+    same as the true one)."""
+
+    given: str
+    true: str
+    written: str
+    right: bool
+
+
+def _against_truth(problem: Problem, cases: Sequence[ParsedCase], true: Mapping[str, ProblemTest]) -> list[_Told]:
+    told = []
     for case in cases[:CASES_PER_PROMPT]:
         test = true.get(case.key)
         if test is None or not case.output_ok or not renderable(test):
@@ -306,17 +348,6 @@ def corrected_pair(
         own = make_test(problem, case, case.output, Origin.GENERATED)
         if not renderable(own):
             continue
-        mistaken = not accepts(test, case.output)
-        wrong |= mistaken
-        inputs.append(input_text(test))
-        right.append(output_text(test))
-        # Where it is right in other words, both say it in the same.
-        written.append(output_text(own) if mistaken else output_text(test))
-    if not wrong:
-        return None
-    return TextPair(
-        problem_id=problem.id,
-        prompt=prompt,
-        chosen=render_cases(inputs, right),
-        rejected=render_cases(inputs, written),
-    )
+        right, output = accepts(test, case.output), output_text(test)
+        told.append(_Told(input_text(test), output, output if right else output_text(own), right))
+    return told

@@ -20,6 +20,7 @@ from reasoning.test_cases import (
     output_text,
     parse_cases,
     preference_pairs,
+    ranked_pair,
     render_cases,
     renderable,
     sft_completions,
@@ -371,3 +372,19 @@ def test_a_generators_own_text_is_put_right():
     assert corrected_pair(problem, [], true) is None
     with pytest.raises(TypeError, match="code"):
         accepts(ProblemTest(case=AssertCase(code="assert f(1)")), 1)
+
+
+def test_the_better_of_a_generators_own_texts_is_preferred():
+    problem = function(CallCase(args=[1], expected=1))
+    true = {repr((n,)): ProblemTest(case=CallCase(args=[n], expected=n)) for n in range(9)}
+    none, one, two = (
+        wrote(problem, ("1", "7"), ("2", "8")),
+        wrote(problem, ("3", "3"), ("4", "8"), ("5", "9")),
+        wrote(problem, ("6", "6"), ("99", "99"), ("7", "7")),
+    )
+    pair = ranked_pair(problem, [one, none, two], true)
+    assert pair.chosen == render_cases(["6", "7"], ["6", "7"])  # 99 is no legal input
+    assert pair.rejected == render_cases(["1", "2"], ["7", "8"])
+    assert ranked_pair(problem, [one, one], true) is None
+    assert ranked_pair(problem, [two, wrote(problem, ("99", "99")), []], true) is None
+    assert ranked_pair(problem, [], true) is None
