@@ -211,7 +211,7 @@ class Real:
 
 async def on_engine(quick: bool) -> dict[str, list[float]]:
     """Every figure of every round."""
-    problems, budget, alone = (16, 64, 1) if quick else (48, 200, 2)
+    problems, budget, alone = (8, 64, 1) if quick else (48, 200, 2)
     settings = SearchSettings(token_budget=budget, enough_passing=999)
     figures: dict[str, list[float]] = {}
     steps = Steps()
@@ -365,7 +365,7 @@ def measured(quick: bool) -> dict[str, Any]:
     found = asyncio.run(on_engine(quick))
     progress("simulation")
     for n in range(rounds):
-        for name, value in simulated(1000 * n, SIM_PROBLEMS // 4 if quick else SIM_PROBLEMS).items():
+        for name, value in simulated(1000 * n, SIM_PROBLEMS // 8 if quick else SIM_PROBLEMS).items():
             found.setdefault(name, []).append(value)
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {

@@ -192,6 +192,7 @@ def _search_with(search: Search, model: Path, workers: Workers) -> None:
     )
     search.context, context.stop = context, search.stop
     search.state["shots"] = search.config.search.shots
+    search.state["wandb_note"] = search.note
     context.display = ProgressDisplay(["start", "search"], search.console)
     try:
         with context.display as display:
@@ -320,7 +321,7 @@ def _finish(search: Search, stopped: str, code: int) -> int:
             list(search.reports.values()),
             seconds=float(search.state.get("seconds", 0.0)),
             peak_memory=int(search.state.get("peak_memory", 0)),
-            wandb_note=search.note,
+            wandb_note=search.note or str(search.state.get("wandb_note", "")),
             stopped_early=stopped,
         )
 
