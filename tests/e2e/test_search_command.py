@@ -126,12 +126,14 @@ def test_metrics_are_written_as_the_search_goes_and_at_its_end(finished):
     (last,) = [row for row in rows if "search/solved" in row]
     report = json.loads((run_dir / "report.json").read_text())
     assert (last["search/solved"], last["search/tokens"]) == (report["solved"], report["tokens"])
+    assert live[-1]["trees/tokens"] == report["tokens"]
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_going_on_with_a_finished_search_only_writes_its_outputs_again(finished):
     run_dir, _ = finished
     before, wrote = logs(run_dir), (run_dir / "data" / "pairs" / "search.parquet").read_bytes()
+    note = json.loads((run_dir / "report.json").read_text())["wandb_note"]
     for name in ("report.json", "data/paths/search.parquet"):
         (run_dir / name).unlink()
     run = Started("search", "--resume", str(run_dir))
@@ -140,7 +142,8 @@ def test_going_on_with_a_finished_search_only_writes_its_outputs_again(finished)
     assert "engine" not in run.output
     assert logs(run_dir) == before
     assert (run_dir / "data" / "pairs" / "search.parquet").read_bytes() == wrote
-    assert json.loads((run_dir / "report.json").read_text())["searched"] == 4
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["searched"] == 4 and report["wandb_note"] == note != ""
     assert (run_dir / "data" / "paths" / "search.parquet").exists()
 
 
@@ -262,5 +265,5 @@ def test_a_disturbed_search_comes_to_its_end(disturbed):
     for name, data in stopped.items():
         if b'"event":"end"' in data:
             assert logs(run_dir)[name] == data, "a finished tree is not searched again"
-    assert sorted(f.stem for f in (run_dir / "solutions").iterdir()) == NAMES
+    assert sorted(f.stem for f in (run_dir / "solutions").glob("*.json")) == NAMES
     assert state(run_dir)["seconds"] > 0
