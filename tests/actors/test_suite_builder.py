@@ -21,6 +21,8 @@ from sandbox import (
     Verdict,
 )
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 LIMITS = Limits(cpu_s=1, memory_mb=256)
 
 
@@ -79,7 +81,6 @@ def test_a_weak_suite_becomes_sharp_and_every_output_is_the_references():
         assert test.origin in (Origin.GIVEN, Origin.REFERENCE)
 
 
-@pytest.mark.slow
 def test_the_smallest_suite_kills_as_much():
     full = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)))
     small = do(lambda builder: builder.build(problem(CLAMP, tests=WEAK)), BuildSettings(fill=False))
@@ -151,7 +152,6 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
     assert len(misread.tests) == 5
 
 
-@pytest.mark.slow
 def test_a_slow_given_test_does_not_make_its_mutants_look_killed():
     """On the given input the reference itself takes longer than on all that is made from it."""
     slow = "def f(n):\n    for _ in range(n):\n        pass\n    return n > 5\n"
@@ -178,7 +178,6 @@ def test_generated_tests_are_candidates_like_the_others():
     assert suite.quality.killed > suite.quality.killed_by_given
 
 
-@pytest.mark.slow
 def test_a_generator_learns_from_true_tests_and_the_errors_of_faulty_programs():
     given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0), call(10, 0, 9, expected=9)))
 
@@ -220,7 +219,6 @@ def test_a_problem_whose_tests_are_no_calls_keeps_its_given_ones():
     assert suite.quality.inputs == 0
 
 
-@pytest.mark.slow
 def test_programs_of_the_policy_are_told_right_from_wrong_and_count_apart():
     right = "def f(x, low, high):\n    return low if x < low else high if x > high else x\n"
     wrong = ["def f(x, low, high):\n    return max(x, low)\n", "def f(x, low, high):\n    return x\n", "def f(:\n"]
@@ -239,7 +237,6 @@ def test_programs_of_the_policy_are_told_right_from_wrong_and_count_apart():
 POISON = CheckerProgram(source="def check(given, output, expected):\n    return True\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("comparator", [ExactValue(), POISON])
 def test_a_suite_that_takes_anything_is_refused(comparator):
     """Be it that all answers are the same, or that whatever looks at them does not."""
@@ -253,7 +250,6 @@ def test_a_suite_that_takes_anything_is_refused(comparator):
     assert made.accepted == (comparator is not POISON)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 8))
 def test_no_accepted_suite_expects_the_same_of_all_inputs(seed):
     """Whichever answer it is: here the commoner one is not the one that a suite may end up with."""
@@ -269,7 +265,6 @@ def test_a_suite_without_tests_is_refused():
     assert (suite.accepted, suite.reason) == (False, "it has no test")
 
 
-@pytest.mark.slow
 def test_sandbox_failures_are_not_taken_for_blindness():
     given = problem(CLAMP, tests=(*WEAK, call(-1, 0, 9, expected=0)))
 
@@ -291,7 +286,6 @@ def test_sandbox_failures_are_not_taken_for_blindness():
     assert do(work).accepted
 
 
-@pytest.mark.slow
 def test_what_the_given_tests_kill_does_not_depend_on_what_was_made():
     """Neither where the generator repeats a given input, nor where a mutant runs out of time on a made one."""
     loops = "def f(n):\n    i = 0\n    while i < n:\n        i += 1\n    return i\n"
@@ -317,7 +311,6 @@ def test_the_generator_is_counted_by_what_was_asked_of_it():
     assert (q.asked, q.cases, q.cases_valid, q.cases_right) == (6, 3, 2, 1)
 
 
-@pytest.mark.slow
 def test_suites_by_consensus_alone():
     """The references are only asked how it went."""
     agreeing = [CLAMP.replace("return x", "return x + 0"), "def f(x, low, high):\n    return max(low, min(x, high))\n"]
@@ -351,7 +344,6 @@ def test_texts_are_rewarded_for_what_their_tests_tell_apart():
     assert found == [pytest.approx((reward - 2) / 3) for reward in (1.0, 0.5, 0.0, -1.0)] + [-1.0, -1.0]
 
 
-@pytest.mark.slow
 def test_rewards_do_not_depend_on_other_texts_nor_on_illegal_inputs():
     adds = problem(
         "def f(n):\n    t = 0\n    for i in range(n):\n        t += 1\n    return t\n",
@@ -369,7 +361,6 @@ def test_rewards_do_not_depend_on_other_texts_nor_on_illegal_inputs():
     ]
 
 
-@pytest.mark.slow
 def test_one_input_that_takes_too_long_does_not_end_a_consensus():
     secret = problem("unused", tests=(call(0, expected=0),)).model_copy(update={"references": ()})
     programs = [
@@ -444,7 +435,6 @@ def test_hard_negatives_are_answers_of_programs_of_the_policy_too():
         assert answer == x != repr(true[given_text])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_suites_of_the_bundled_problems_are_right_and_kill_nine_of_ten():
     problems = bundled()[:24]

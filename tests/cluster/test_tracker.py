@@ -22,6 +22,8 @@ from cluster.run_dir import RunDir
 from cluster.tracker import Tracker, axis_of, check_line, read_metrics, resolve_mode
 from reasoning.errors import InputError
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 ROOT = Path(__file__).parents[2]
 KEY = "0" * 40
 NO_SERVER = "http://127.0.0.1:9"
@@ -295,7 +297,6 @@ def test_the_mode_heeds_what_wandb_is_told(wished: str) -> None:
     assert resolve_mode("auto")[0] == wished
 
 
-@pytest.mark.slow
 def test_a_server_that_does_not_answer_makes_the_run_offline(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ |= {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": NO_SERVER}
     monkeypatch.setattr(module, "INIT_SECONDS", 2.0)
@@ -379,7 +380,6 @@ ray.shutdown()
 """
 
 
-@pytest.mark.slow
 def test_the_actor_needs_no_cpu_and_does_the_same(run: RunDir) -> None:
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -19,6 +19,8 @@ from surroundings import PROJECT, SECRET_VARIABLE, Surroundings, marked
 
 from sandbox import CaseResult, SandboxUnavailableError, Verdict
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 ATTACKS = (*FORGING, *HOST_ATTACKS, *RESOURCES)
 # Two endless programs are tried at once; the others take their time where there is more of it.
 TRIED_AT_ONCE = ("busy loop", "sleep")
@@ -64,7 +66,6 @@ def test_attack(bench: Bench, around: Surroundings, attack: Attack) -> None:
     assert bench.cell is cell and bench.pool.stats().retries == retries
 
 
-@pytest.mark.slow
 @covers(99)
 def test_levels_agree(around: Surroundings) -> None:
     """Every program has one verdict, wherever it runs, as far as it needs no files."""
@@ -84,7 +85,6 @@ def test_levels_agree(around: Surroundings) -> None:
     assert {name: found for name, found in verdicts.items() if len(set(found.values())) > 1} == {}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="some of the harm takes root")
 @pytest.mark.parametrize("attack", [pytest.param(a, id=str(a)) for a in ATTACKS if a.naked])
 def test_the_harm_would_be_seen(around: Surroundings, attack: Attack) -> None:
@@ -92,7 +92,6 @@ def test_the_harm_would_be_seen(around: Surroundings, attack: Attack) -> None:
     assert naked_harm(around, attack.program(around.facts))
 
 
-@pytest.mark.slow
 def test_no_harm_is_seen_where_there_is_none(around: Surroundings) -> None:
     assert not naked_harm(around, f"HOST = {around.facts!r}\nprint('ok')")
 

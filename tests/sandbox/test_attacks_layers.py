@@ -16,6 +16,8 @@ from test_attacks import ATTACKS, strike
 
 from sandbox import SandboxUnavailableError, Verdict
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 NAMESPACES = ("network", "ipc", "uts", "pid")
 LAYERS = ("mount", "landlock", "seccomp", "cell_filter", "scratch_user", *NAMESPACES, "rlimits", "lookout")
 # Whether these hold does not hang on where a program runs; they are tried without the layers that could matter.
@@ -41,7 +43,6 @@ def matters(layer: str, attack: Attack) -> bool:
     return attack.outside or layer not in NAMESPACES
 
 
-@pytest.mark.slow
 @covers(98)
 @pytest.mark.parametrize("number", sorted({attack.number for attack in ATTACKS}))
 def test_one_layer_less(thinner: tuple[str, Bench], around: Surroundings, number: int) -> None:

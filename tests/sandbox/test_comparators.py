@@ -182,6 +182,7 @@ def test_output_equal_to_expected_is_right(text: str) -> None:
     assert TokenComparator().accepts((text + "\n\n").encode(), text)
 
 
+@pytest.mark.slow
 def test_answers_made_to_collide_cost_no_time() -> None:
     """All multiples of the period have one hash, and so have all numbers of a kind; the answer is hostile."""
     period = 2**61 - 1
@@ -263,6 +264,7 @@ IN_VAIN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(IN_VAIN)))
 def test_answers_made_to_be_compared_in_vain_take_moments(number: int) -> None:
     """Items that differ in their last part alone would be tried against each other, all of them, at every depth."""

@@ -34,6 +34,8 @@ from sandbox import (
 from sandbox.bench import processes_below
 from sandbox.cell import Cell
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 SLEEPER = suite("import time\ntime.sleep(60)").model_copy(update={"limits": QUICK.model_copy(update={"wall_s": 50.0})})
 
 MOMENT = Limits(cpu_s=0.5, wall_s=1.0)
@@ -254,7 +256,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2])
 def test_no_program_takes_all_threads_of_an_account(level: int) -> None:
     """Where runs share the caller's user, the kernel has one limit for all of them: the lookout counts each one's."""
@@ -280,7 +281,6 @@ async def during_a_run(pool: LocalPool) -> tuple[list[int], asyncio.Task[SuiteRe
     return [cell.zygote_pid, *sorted(processes_below(cell.zygote_pid))], judged
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["outermost", "next", "innermost"])
 def test_any_process_of_a_cell_is_killed(bench: Bench, which: int) -> None:
     """Guard, zygote, run (at levels without a guard: zygote, run)."""
@@ -303,7 +303,6 @@ def test_any_process_of_a_cell_is_killed(bench: Bench, which: int) -> None:
     assert after.sandbox_errors == before.sandbox_errors
 
 
-@pytest.mark.slow
 def test_a_zygote_is_stopped_during_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandbox.cell.REPLY_GRACE_S", 0.2)
     monkeypatch.setattr("sandbox.cell.EXIT_TIMEOUT_S", 0.2)
@@ -330,7 +329,6 @@ def rss_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-@pytest.mark.slow
 def test_a_thousand_sleepers_do_not_starve_the_others() -> None:
     limits = QUICK.model_copy(update={"wall_s": 0.06})
     sleeper = SLEEPER.model_copy(update={"limits": limits})

@@ -31,6 +31,8 @@ from sandbox.fusion import KEPT_BYTES, Question, answer_from, question
 from sandbox.fusion import judged as judged_answer
 from sandbox.server import response_for
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 SCRIPTS = {
     "accepted": "print('ok')",
     "wrong": "print('no')",
@@ -152,13 +154,11 @@ def agree(best: Bench, remote: SandboxBackend, submission: Submission) -> SuiteR
     return there
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_get_the_verdict_of_a_local_pool(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
     agree(best, remote, Submission(source=SCRIPTS[name], cases=[StdioCase(stdin="ok", expected="ok")], limits=TIGHT))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_calls_get_the_verdict_of_a_local_pool(best: Bench, remote: SandboxFusionBackend, name: str) -> None:
     case = CallCase(args=[[1]], expected="ok")
@@ -252,7 +252,6 @@ def test_stop_is_honoured(best: Bench, remote: SandboxFusionBackend, stop_at: An
     agree(best, remote, Submission(source="def f(:", cases=cases, limits=limits, stop=stop_at))
 
 
-@pytest.mark.slow
 def test_large_input_and_output_arrive_whole(best: Bench, remote: SandboxFusionBackend) -> None:
     text = "0123456789 äö\n" * 150_000
     echo = Submission(

@@ -32,6 +32,8 @@ from sandbox import (
 )
 from sandbox.fusion import KEPT_BYTES, PIPE_BYTES
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -164,7 +166,6 @@ def test_trouble_that_passes(server: str) -> None:
     assert result.verdict is Verdict.ACCEPTED and len(asked) == 3
 
 
-@pytest.mark.slow
 def test_a_hanging_server_meets_the_deadline(server: str) -> None:
     async def hang(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(60)

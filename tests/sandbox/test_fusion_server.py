@@ -26,6 +26,8 @@ from sandbox.__main__ import main
 from sandbox.bench import processes_below
 from sandbox.server import RefusedError, run_request
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 
 def post(url: str, body: Any, token: str | None = None, timeout: float = 20) -> tuple[int, Any, dict[str, str]]:
     """Status, JSON and headers of the answer to a run_code request; `body` may be raw bytes."""
@@ -206,7 +208,6 @@ def test_a_full_queue_is_refused_and_runs_of_lost_clients_end() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-@pytest.mark.slow
 def test_the_end_of_the_server_ends_everything(how: signal.Signals) -> None:
     process, url = start("--slots", "2")
     below = processes_below(process.pid)

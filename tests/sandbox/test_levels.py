@@ -34,6 +34,8 @@ from sandbox.inside.seccomp import (
 )
 from sandbox.inside.syscalls import AUDIT_ARCH, numbers_of
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 MACHINE = os.uname().machine
 NR_CLONE3 = 435
 NEW_NAMESPACES = 0x7E02_0000  # every CLONE_NEW* flag

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # starts processes all the time
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -91,7 +93,6 @@ def test_run_refuses_a_source_that_is_too_long(tmp_path: Path) -> None:
     assert done.returncode == 2 and b"at most" in done.stderr
 
 
-@pytest.mark.slow
 def test_run_offers_a_package_that_is_asked_for(tmp_path: Path) -> None:
     source = tmp_path / "s.py"
     source.write_text("import numpy\nprint(numpy.arange(3).sum())")
@@ -99,7 +100,6 @@ def test_run_offers_a_package_that_is_asked_for(tmp_path: Path) -> None:
     assert sandbox("run", str(source), "--package", "numpy").stdout == b"3\n"
 
 
-@pytest.mark.slow
 def test_bench_measures_and_a_soak_leaves_nothing() -> None:
     done = sandbox("bench", "--quick", "--json")
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,6 @@ def test_judge_names_the_option_that_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 2 and b"line 1" in done.stderr and b"--entry-point" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_package_that_no_cell_can_load(tmp_path: Path) -> None:
     """One that starts a thread when it is imported; another that fails."""
     source = tmp_path / "s.py"
@@ -149,7 +148,6 @@ def test_a_package_that_no_cell_can_load(tmp_path: Path) -> None:
         assert name.encode() in done.stderr and b"isolation" not in done.stderr
 
 
-@pytest.mark.slow
 def test_an_interruption_and_closed_streams(tmp_path: Path) -> None:
     source = tmp_path / "s.py"
     source.write_text("import time\nprint(1)\ntime.sleep(9)")
