@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from reasoning.literals import literal
 from reasoning.records import Demonstration, Problem, ProblemTest
 from reasoning.steps import render
 from sandbox import AssertCase, CallCase, ExpressionCase, StdioCase
@@ -23,10 +24,10 @@ def example_text(test: ProblemTest, entry_point: str | None) -> str:
         case StdioCase():
             return f"Input:\n{case.stdin.rstrip()}\nOutput:\n{case.expected.rstrip()}"
         case CallCase():
-            arguments = [repr(a) for a in case.args] + [f"{k}={v!r}" for k, v in case.kwargs.items()]
-            return f"{entry_point}({', '.join(arguments)}) == {case.expected!r}"
+            arguments = [literal(a) for a in case.args] + [f"{k}={literal(v)}" for k, v in case.kwargs.items()]
+            return f"{entry_point}({', '.join(arguments)}) == {literal(case.expected)}"
         case ExpressionCase():
-            return f"{case.expression} == {case.expected!r}"
+            return f"{case.expression} == {literal(case.expected)}"
         case AssertCase():
             return case.code.strip()
 

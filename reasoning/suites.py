@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reasoning.execution_matrix import Matrix, kills, smallest
+from reasoning.literals import literal
 from reasoning.records import Origin, Problem, ProblemTest, Suite
 from sandbox import AssertCase, CallCase, CheckerProgram, ExpressionCase, StdioCase
 
@@ -82,7 +83,7 @@ def input_key(test: ProblemTest) -> str:
         case StdioCase():
             return case.stdin.rstrip()
         case CallCase():
-            return repr((case.args, case.kwargs))
+            return literal((case.args, case.kwargs))
         case ExpressionCase():
             return f"{case.setup}\n{case.expression}"
         case AssertCase():

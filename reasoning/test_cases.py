@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reasoning.literals import literal
 from reasoning.prompts import Message, example_text
 from reasoning.records import Origin, Problem, ProblemTest, TextPair
 from reasoning.suites import input_key, split_given
@@ -57,7 +58,7 @@ class ParsedCase:
 
     @property
     def key(self) -> str:
-        return repr(self.args) if self.args is not None else self.stdin
+        return literal(self.args) if self.args is not None else self.stdin
 
 
 def tcg_messages(problem: Problem, code: str | None) -> list[Message]:
@@ -93,13 +94,13 @@ def input_text(test: ProblemTest) -> str:
     if isinstance(case, StdioCase):
         return case.stdin.strip("\n")
     assert isinstance(case, CallCase)
-    return ", ".join(repr(a) for a in case.args)
+    return ", ".join(literal(a) for a in case.args)
 
 
 def output_text(test: ProblemTest) -> str:
     case = test.case
     assert isinstance(case, StdioCase | CallCase)
-    return case.expected.strip("\n") if isinstance(case, StdioCase) else repr(case.expected)
+    return case.expected.strip("\n") if isinstance(case, StdioCase) else literal(case.expected)
 
 
 def render_cases(inputs: Sequence[str], outputs: Sequence[str]) -> str:
