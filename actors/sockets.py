@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 PREFIX = "o1coder-engine-"
-YOUNG_S = 60.0
+YOUNG_S = 1.0
 """A folder that was made a moment ago may not be locked yet."""
 
 

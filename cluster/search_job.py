@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cluster import job, preflight, search_report, trees
 from cluster.config import RunConfig
-from cluster.driver_log import driver_log
+from cluster.driver_log import attempt, driver_log
 from cluster.progress import ProgressDisplay
 from cluster.run_dir import RunDir
 from cluster.stop import Stop
@@ -311,7 +311,7 @@ def _finish(search: Search, stopped: str, code: int) -> int:
             search.state["peak_memory"] = max(search.state.get("peak_memory", 0), context.peak_memory)
 
     def sum_up() -> search_report.SearchReport:
-        with job.attempt("reading the logs of trees that have not ended", log):
+        with attempt("reading the logs of trees that have not ended", log):
             search.reports |= trees.read_reports(search.left, search.settings)
         return search_report.summarize(
             search.config,

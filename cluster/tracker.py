@@ -155,7 +155,7 @@ def resolve_mode(mode: str, run_dir: str | Path | None = None) -> tuple[str, str
 def _scratch() -> list[Path]:
     """The two directories in /tmp that importing W&B makes. They are its own business, and may be called something else
     in another version."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(ImportError, AttributeError):
         from wandb.sdk.artifacts.artifact import Artifact
         from wandb.sdk.data_types._private import MEDIA_TMP
 

@@ -243,7 +243,7 @@ class Workers:
         with attempt("ending processes that were left", log):
             end_all_below(self._processes)
         with attempt("removing the sockets of engines that were killed", log):
-            remove_abandoned(0.0)
+            remove_abandoned()
         if session is not None:
             _copy_logs(session / "logs", self._logs)
             shutil.rmtree(session, ignore_errors=True)

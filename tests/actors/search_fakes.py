@@ -8,6 +8,7 @@ from actors.chains import Chains
 from actors.programs import ProgramJudge
 from actors.sampling import EngineError
 from actors.scheduler import SearchJob, SearchScheduler
+from reasoning.event_log import decode
 from reasoning.records import Action, Problem, ProblemTest, Sample, Suite
 from reasoning.search import SearchSettings
 from reasoning.steps import END, STOPS, StepCodec
@@ -101,6 +102,13 @@ def grow(sampler, judge, seed=0, scorer=None, log=None, **changes):
         return await asyncio.wait_for(made.search(job(seed=seed, log=log, **changes)), 30)
 
     return asyncio.run(work())
+
+
+def logged(tmp_path, *arguments, **changes):
+    """A search, and the events of its log."""
+    log = tmp_path / "t.jsonl"
+    found = grow(*arguments, log=log, **changes)
+    return found, decode(log.read_bytes())
 
 
 def chain(sampler, judge, greedy=False, seed=0, **changes):

@@ -248,6 +248,6 @@ def test_every_policy_runs_to_its_budget(policy):
     found, made = run_virtual(scenario())
     balanced(made, [f.tree for f in found])
     assert {f.reason for f in found} == {"token budget"}
-    # Lengths are known afterwards: a budget is passed by a few samples (of 85 tokens), whatever the policy.
+    # Lengths are known afterwards: a budget is passed by a tenth at most, whatever the policy.
     assert all(1500 <= f.tree.tokens < 1500 + 600 for f in found)
-    assert mean(f.tree.tokens for f in found) < 1500 + 3 * 85
+    assert mean(f.tree.tokens for f in found) < 1500 * 1.1

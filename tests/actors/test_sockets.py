@@ -44,7 +44,7 @@ def test_folders_of_killed_processes_are_removed_once_they_are_old_enough(tempor
         child.stdout.close()
     other = temporary / f"{PREFIX}file"
     other.touch()
-    remove_abandoned()
+    remove_abandoned(60.0)
     assert left.exists()
     os.utime(left, (0, 0))
     mine = SocketFolder()

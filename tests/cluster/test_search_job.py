@@ -20,7 +20,7 @@ from actors.scheduler import SearchJob, SearchScheduler
 from cluster import cli, memory, preflight, search_job
 from cluster.config import load
 from cluster.stop import STOP_SIGNALS
-from reasoning.errors import InputError
+from reasoning.errors import InputError, MachineError
 from reasoning.records import Suite
 from reasoning.steps import StepCodec
 from sandbox import Limits
@@ -349,3 +349,19 @@ def test_trees_that_the_machine_ended_are_an_error_and_are_gone_on_with(command,
     assert cli.main(["search", "--resume", "run"]) == 0
     begun[0].run_dir.close()
     assert ids(begun[0]) == [t.problem.id for t in begun[0].left] == ["mine/double", "mine/other"]
+
+
+def test_workers_that_say_nothing_any_more_end_the_search_in_one_line(command, tmp_path, monkeypatch):
+    write(tmp_path, {"p.jsonl": lines(*TWO), **MODEL})
+    search = command("--problems", "p.jsonl", "--model", "model")[2]
+
+    def silent(*_):
+        raise TimeoutError("search: nothing came back for 600 s (2 in flight)")
+
+    context = SimpleNamespace(tell_prompts=lambda: None)
+    monkeypatch.setattr(search_job.job, "join_ray", lambda *_: "Ray: none")
+    monkeypatch.setattr(search_job.job, "prepare", lambda *_: (context, ""))
+    monkeypatch.setattr(search_job, "_grow", silent)
+    monkeypatch.setattr("ray.get", lambda *_, **__: [0.0])
+    with pytest.raises(MachineError, match=r"nothing came back for 600 s.*search --resume .* goes on"):
+        search_job._search_with(search, tmp_path / "model", SimpleNamespace(launch_rollouts=list))

@@ -19,7 +19,7 @@ import pytest
 
 from cluster import tracker as module
 from cluster.run_dir import RunDir
-from cluster.tracker import Tracker, axis_of, check_line, read_metrics, resolve_mode
+from cluster.tracker import Tracker, _scratch, axis_of, check_line, read_metrics, resolve_mode
 from reasoning.errors import InputError
 
 pytestmark = pytest.mark.slow  # starts processes all the time
@@ -133,6 +133,7 @@ def test_all_files_of_wandb_stay_in_the_run_directory(run: RunDir, tmp_path: Pat
     assert {path.name for path in run.path.iterdir()} >= {"wandb", "metrics.jsonl"}
     assert not (run.wandb / "wandb").exists()
     assert service_processes() == []
+    assert len(_scratch()) == 2 and not any(place.exists() for place in _scratch())
 
 
 def test_a_bad_table_is_refused(run: RunDir) -> None:
