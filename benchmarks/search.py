@@ -1,6 +1,7 @@
 """Tree search against flat generation and against the published pattern, on the real CPU engine and in simulation.
 
-    search       trees under PUCT at the rollout worker's settings, from a stream of problems
+    search       trees under PUCT at the rollout worker's settings, 32 at a time, from a stream of problems: all of the
+                 bundled training problems
     flat         the same prompts on the same engine, every sample as long as it was in the search, twice what the
                  engine runs at a time: what the engine can do
     sequential   the published pattern: one tree, three samples, one expansion after the other
@@ -161,8 +162,8 @@ class Real:
         """Nothing that was computed before is found from now on."""
         self.engine.version = next(self._salts)
 
-    def jobs(self, count: int, settings: SearchSettings, name: str) -> list[SearchJob]:
-        """The first `count` problems."""
+    def jobs(self, count: int | None, settings: SearchSettings, name: str) -> list[SearchJob]:
+        """The first `count` problems, or all."""
         return [self.real.job(p, settings, name, n) for n, p in enumerate(self.problems[:count])]
 
     async def search(self, jobs: list[SearchJob], trees: int) -> dict[str, Any]:
@@ -211,7 +212,7 @@ class Real:
 
 async def on_engine(quick: bool) -> dict[str, list[float]]:
     """Every figure of every round."""
-    problems, budget, alone = (8, 64, 1) if quick else (48, 200, 2)
+    problems, budget, alone = (8, 64, 1) if quick else (None, 200, 2)
     settings = SearchSettings(token_budget=budget, enough_passing=999)
     figures: dict[str, list[float]] = {}
     steps = Steps()
