@@ -86,8 +86,13 @@ def rows(suites: Sequence[Suite], seed: int = 0) -> tuple[Row, ...]:
     names = sorted({s.difficulty for s in suites})
     groups = [(name, [s for s in suites if s.difficulty == name]) for name in names]
     if len(groups) > 1:
-        groups.append(("all", list(suites)))
+        return *(_row(name, group, seed) for name, group in groups), overall(suites, seed)
     return tuple(_row(name, group, seed) for name, group in groups)
+
+
+def overall(suites: Sequence[Suite], seed: int = 0) -> Row:
+    """One row of all suites."""
+    return _row("all", suites, seed)
 
 
 def _row(difficulty: str, suites: Sequence[Suite], seed: int) -> Row:
@@ -141,15 +146,16 @@ def table(found: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     return names, [[v.mean if isinstance(v, Interval) else v for v in one] for one in values]
 
 
-def metrics(found_rows: Sequence[Row]) -> dict[str, float]:
-    """Every share of every difficulty, as `tcg_difficulty/NAME/SHARE`."""
-    found = {}
-    for row in found_rows:
+def metrics(found: Sequence[Row], overall: Row) -> dict[str, float]:
+    """Every share of every difficulty, as `tcg_difficulty/NAME/SHARE`; those of all suites too where there is one
+    difficulty alone."""
+    values = {}
+    for row in (*found, overall):
         for name, value in row.model_dump().items():
             value = value["mean"] if isinstance(value, dict) else value
             if isinstance(value, int | float):
-                found[f"tcg_difficulty/{row.difficulty}/{name}"] = float(value)
-    return found
+                values[f"tcg_difficulty/{row.difficulty}/{name}"] = float(value)
+    return values
 
 
 def refused(suites: Sequence[Suite]) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster import tcg_report
 from cluster.run_dir import RunDir
-from cluster.tcg_report import TcgReport, accuracies, metrics, rows
+from cluster.tcg_report import TcgReport, accuracies, metrics, overall, rows
 from reasoning.records import Origin, ProblemTest, Suite, SuiteQuality
 from sandbox import CallCase
 
@@ -83,8 +83,14 @@ def test_what_was_not_counted_is_not_zero():
         "branch_coverage",
     ):
         assert getattr(hard, name) is None
-    assert "tcg_difficulty/hard/kill_rate" not in metrics(rows(SUITES))
-    assert metrics(rows(SUITES))["tcg_difficulty/easy/kill_rate"] == 0.7
+    found = metrics(rows(SUITES), overall(SUITES))
+    assert "tcg_difficulty/hard/kill_rate" not in found
+    assert found["tcg_difficulty/easy/kill_rate"] == 0.7
+
+
+def test_all_suites_together_are_always_logged():
+    for suites in (SUITES, SUITES[:2]):
+        assert metrics(rows(suites), overall(suites))["tcg_difficulty/all/suites"] == len(suites)
 
 
 def test_one_difficulty_has_one_row():

@@ -244,7 +244,9 @@ def second_round(finished):
     """Another, smaller round on top of a copy of the finished run."""
     run_dir = finished[0].with_name("two-rounds")
     shutil.copytree(finished[0], run_dir)
-    smaller = ("search.problems=4", "tcg.sft_completions=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500")
+    smaller = (
+        "search.problems=4", "tcg.sft_completions=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500",
+    )  # fmt: skip
     run = Started("train", "--resume", str(run_dir), "rounds=2", *smaller)
     run.until_end(900)
     return run_dir, run
