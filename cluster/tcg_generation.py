@@ -21,7 +21,7 @@ from cluster import flow
 from cluster.context import RunContext
 from cluster.run_dir import write_atomic
 from reasoning.records import GeneratedText, Problem, Sample
-from reasoning.test_cases import CASES_PER_PROMPT, OPENING, ParsedCase, parse_cases, tcg_messages
+from reasoning.test_cases import OPENING, ParsedCase, new_cases, tcg_messages
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +178,10 @@ class _Kept:
 
 
 def cases_of(problem: Problem, texts: Sequence[str | None]) -> list[ParsedCase]:
-    """The different cases of all texts, the first of those that ask the same. Of a text count as many as it was asked
-    for."""
+    """The different cases of all texts that count (`new_cases`), the first of those that ask the same."""
     found: dict[str, ParsedCase] = {}
     for text in texts:
-        for case in parse_cases(OPENING + (text or ""), problem)[:CASES_PER_PROMPT]:
+        for case in new_cases(text or "", problem):
             found.setdefault(case.key, case)
     return list(found.values())
 

@@ -18,7 +18,7 @@ from learners.batches import Example, PreferenceExample
 from learners.learner import LearnerSpec
 from reasoning.records import Problem, Sample, TextPair, Trajectory, mean
 from reasoning.self_play import text_trajectories
-from reasoning.test_cases import OPENING, parse_cases, preference_pairs, sft_completions
+from reasoning.test_cases import OPENING, new_cases, preference_pairs, sft_completions
 
 Materials = dict[str, Material]
 
@@ -120,7 +120,7 @@ def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: s
 
     async def one(problem: Problem) -> list[TextPair]:
         texts = [text for texts in by_mode for text in texts[problem.id] if text is not None]
-        return await maker.corrections(problem, [parse_cases(OPENING + text, problem) for text in texts])
+        return await maker.corrections(problem, [new_cases(text, problem) for text in texts])
 
     return [pair for pairs in asyncio.run(each(one, problems)).values() for pair in pairs]
 
@@ -188,7 +188,7 @@ def self_play(run: RunContext, round_: int, problems: Sequence[Problem], found: 
     maker = builder(run)
 
     async def one(problem: Problem) -> list[float | None]:
-        texts = [parse_cases(OPENING + s.text, problem) for s in drawn[problem.id] if s is not None]
+        texts = [new_cases(s.text, problem) for s in drawn[problem.id] if s is not None]
         return await maker.rewards(problem, texts, found[problem.id].programs)
 
     rewards = asyncio.run(each(one, problems))

@@ -64,12 +64,16 @@ class ParsedCase:
 def tcg_messages(problem: Problem, code: str | None) -> list[Message]:
     """The generator's prompt: instruction, problem, code part. `code` None: question-only mode."""
     parts = [f"Write {CASES_PER_PROMPT} new test cases for this problem.", problem.question.strip()]
-    shown = problem.shown_tests
-    if shown:
-        parts.append("Example:\n" + example_text(shown[0], problem.entry_point))
+    for test in _example(problem):
+        parts.append("Example:\n" + example_text(test, problem.entry_point))
     if code is not None:
         parts.append(f"Code:\n```python\n{code.strip()}\n```")
     return [{"role": "system", "content": SYSTEM_TCG}, {"role": "user", "content": "\n\n".join(parts)}]
+
+
+def _example(problem: Problem) -> tuple[ProblemTest, ...]:
+    """The test that the prompt shows, if any."""
+    return problem.shown_tests[:1]
 
 
 def renderable(test: ProblemTest) -> bool:
@@ -125,6 +129,22 @@ def parse_cases(text: str, problem: Problem) -> list[ParsedCase]:
             case = ParsedCase(args, "", None if output is _UNREADABLE else output, output is not _UNREADABLE)
         found.setdefault(case.key, case)
     return list(found.values())
+
+
+def new_cases(completion: str, problem: Problem) -> list[ParsedCase]:
+    """What counts of a completion of `OPENING`: as many cases as were asked for, without copies of the example that
+    the prompt shows, whose output is there to be read."""
+    cases = parse_cases(OPENING + completion, problem)[:CASES_PER_PROMPT]
+    return [case for case in cases if not any(_asks_the_same(case, test) for test in _example(problem))]
+
+
+def _asks_the_same(case: ParsedCase, test: ProblemTest) -> bool:
+    match test.case:
+        case StdioCase(stdin=stdin):
+            return case.args is None and case.stdin.rstrip() == stdin.rstrip()
+        case CallCase(args=args, kwargs=kwargs):
+            return case.args is not None and not kwargs and literal(case.args) == literal(tuple(args))
+    return False
 
 
 _UNREADABLE = object()
@@ -189,9 +209,9 @@ def accepts(test: ProblemTest, value: Any) -> bool:
 
 def training_tests(problem: Problem, made: Sequence[ProblemTest]) -> list[ProblemTest]:
     """What a generator may learn from: given tests that are not held out, and tests that were made for it by running
-    the references; none twice, and only those that can be written down."""
+    the references; none twice, none that the prompt shows, and only those that can be written down."""
     usable, holdout = split_given(problem)
-    kept_apart = {input_key(test) for test in holdout}
+    kept_apart = {input_key(test) for test in (*holdout, *_example(problem))}
     found = {input_key(test): test for test in [*made, *usable] if renderable(test)}
     return [test for key, test in found.items() if key not in kept_apart]
 

@@ -17,6 +17,7 @@ from reasoning.test_cases import (
     derange,
     input_text,
     make_test,
+    new_cases,
     output_text,
     parse_cases,
     preference_pairs,
@@ -53,6 +54,7 @@ seeds = st.integers(0, 10_000)
 
 
 def function(*tests, name="f"):
+    """A problem of calls; of a program without a name."""
     made = tuple(t if isinstance(t, ProblemTest) else ProblemTest(case=t) for t in tests)
     return Problem(id="p", question="Do it.", entry_point=name, references=("x",), tests=made)
 
@@ -319,6 +321,31 @@ def test_a_generator_learns_nothing_of_what_is_held_out():
     problem = function(*[CallCase(args=[n], expected=n) for n in range(8)])
     learnt = training_tests(problem, [made(0, 0), made(9, 9), made(7, 7), made(10, "Output:\n" * 500)])
     assert sorted(t.case.args[0] for t in learnt) == [0, 1, 2, 3, 9]
+
+
+SHOWN = ProblemTest(case=CallCase(args=[1, "a"], expected=1), shown=True)
+PRINTED = ProblemTest(case=StdioCase(stdin="5 7\n", expected="12"), shown=True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "copy", "other"),
+    [
+        (function(SHOWN), "1, 'a'\nOutput:\n1", "1.0, 'a'\nOutput:\n1"),
+        (function(PRINTED, name=None), "5 7\nOutput:\n12", "7 5\nOutput:\n12"),
+    ],
+)
+def test_a_copy_of_the_example_in_the_prompt_is_no_new_case(problem, copy, other):
+    text = f"{copy}\n\nInput:\n{other}"
+    assert [case.key for case in parse_cases("Input:\n" + text, problem)][1:] == [
+        case.key for case in new_cases(text, problem)
+    ]
+    assert len(new_cases(text, problem)) == 1
+    assert not training_tests(problem, [])
+
+
+def test_of_a_text_count_as_many_cases_as_were_asked_for():
+    text = render_cases([str(n) for n in range(5)], ["0"] * 5).removeprefix("Input:\n")
+    assert [case.args for case in new_cases(text, function(CallCase(args=[9], expected=1)))] == [(0,), (1,), (2,)]
 
 
 def test_answers_of_faulty_programs_are_rejected():
