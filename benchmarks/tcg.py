@@ -33,7 +33,8 @@ RUN_DEADLINE_S = 7_200.0
 SETTINGS = (
     "tcg.policy_samples=0", "tcg.measure_problems=200", "tcg.prompts=2", "wandb.mode=offline",
 )  # fmt: skip
-STEPS = ("sft", "dpo")
+STEPS = ("start", "sft", "dpo")
+"""Of one of the first two a run has one: with `tcg.sft_epochs=0` the generator that it was given."""
 MODES = ("reference", "question_only")
 
 
@@ -116,7 +117,8 @@ def gain(before: Mapping[str, list[int]], after: Mapping[str, list[int]], resamp
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracies by source and mode, with the gain of DPO."""
-    every = counts(runs, "sft", MODES[0])
+    steps = [step for step in STEPS if all(step in run for run in runs)]
+    every = counts(runs, steps[0], MODES[0])
     groups = {
         "all": set(every),
         **{name: {i for i in every if source(i) == name} for name in sorted({*map(source, every)})},
@@ -125,14 +127,10 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, ids in groups.items():
         result[name] = {"problems": len(ids)}
         for mode in MODES:
-            by_step = {
-                step: {i: c for i, c in counts(runs, step, mode).items() if i in ids}
-                for step in STEPS
-                if all(step in run for run in runs)
-            }
+            by_step = {step: {i: c for i, c in counts(runs, step, mode).items() if i in ids} for step in steps}
             result[name][mode] = {step: accuracy(found) for step, found in by_step.items()}
-            if len(by_step) == 2:
-                result[name][mode]["gain"] = gain(by_step["sft"], by_step["dpo"])
+            if len(steps) == 2:
+                result[name][mode]["gain"] = gain(*by_step.values())
                 result[name][mode]["cases"] = [sum(c[1] for c in found.values()) for found in by_step.values()]
     return result
 

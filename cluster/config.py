@@ -71,7 +71,7 @@ class TcgConfig(_Section):
     """Test case generator: training, generation, quality bar (method section 2)."""
 
     sft_completions: int = Field(default=1, ge=0, le=64, description="completions per problem; 0: no generator")
-    sft_epochs: int = Field(default=1, ge=1, le=100)
+    sft_epochs: int = Field(default=1, ge=0, le=100, description="0: DPO begins with the generator as it is")
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
     dpo_own_share: float = Field(
         default=0.5, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"

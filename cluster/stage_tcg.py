@@ -76,12 +76,17 @@ def train_generator(
         return {**result, "skipped": "tcg.sft_completions is 0"}
     rng = random.Random(run.config.seed)
     found = training.materials(run, taught, programs)
-    examples = training.sft_examples(run, taught, found, rng)
-    if not examples:
+    examples = training.sft_examples(run, taught, found, rng) if c.sft_epochs else []
+    made = current_generator(run)
+    if examples:
+        made = training.train_sft(run, round_, made, examples)
+        run.state["tcg"] = run.state["tcg_sft"]
+    elif c.sft_epochs:
         return {**result, "skipped": "no problem has three tests to learn from"}
-    made = training.train_sft(run, round_, current_generator(run), examples)
-    run.state["tcg"] = run.state["tcg_sft"]
-    result["sft"] = measure(run, unseen, f"round-{round_}-sft", measured)
+    else:
+        run.serve(made, round_)
+    step = "sft" if examples else "start"
+    result[step] = measure(run, unseen, f"round-{round_}-{step}", measured)
     own = training.own_pairs(run, round_, taught, "sft-own") if c.dpo_pairs else []
     pairs = training.dpo_pairs(run, taught, found, own, rng)
     if pairs:
@@ -132,7 +137,7 @@ def measure(
 
 
 def accuracy_of(result: dict[str, Any], step: str) -> float | None:
-    """Output accuracy after a step ("sft", "dpo", "after_self_play") in the first mode that was measured."""
+    """Output accuracy after a step (`tcg_report.STEPS`) in the first mode that was measured."""
     modes = result.get(step) or {}
     first = next(iter(modes.values()), None)
     if first is None:
@@ -143,10 +148,10 @@ def accuracy_of(result: dict[str, Any], step: str) -> float | None:
 def _log_accuracy(run: RunContext, round_: int, result: dict[str, Any]) -> None:
     metrics = {
         f"tcg/output_accuracy_{step}{'' if mode == 'reference' else '_question_only'}": found["accuracy"] or 0.0
-        for step in ("sft", "dpo", "after_self_play")
+        for step in tcg_report.STEPS
         for mode, found in (result.get(step) or {}).items()
     }
-    last = [a for step in ("sft", "dpo", "after_self_play") if (a := accuracy_of(result, step)) is not None]
+    last = [a for step in tcg_report.STEPS if (a := accuracy_of(result, step)) is not None]
     if last:
         metrics["tcg/output_accuracy"] = last[-1]
     if metrics:
@@ -155,10 +160,10 @@ def _log_accuracy(run: RunContext, round_: int, result: dict[str, Any]) -> None:
 
 def _training_note(result: dict[str, Any], examples: int, pairs: int) -> str:
     shown = [f"{examples} texts, {pairs} pairs"]
-    for step, name in (("sft", "SFT"), ("dpo", "DPO"), ("after_self_play", "self-play")):
+    for step, name in tcg_report.STEPS.items():
         accuracy = accuracy_of(result, step)
         if accuracy is not None:
-            shown.append(f"output accuracy {100 * accuracy:.0f} % after {name}")
+            shown.append(f"output accuracy {100 * accuracy:.0f} % {'at' if step == 'start' else 'after'} {name}")
     return "; ".join(shown)
 
 

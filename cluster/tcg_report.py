@@ -24,7 +24,7 @@ BAR = 30
 """Columns of a full bar."""
 SHOWN_REFUSED = 8
 PAGE = "report.html"
-STEPS = {"sft": "SFT", "dpo": "DPO", "after_self_play": "self-play"}
+STEPS = {"start": "start", "sft": "SFT", "dpo": "DPO", "after_self_play": "self-play"}
 
 
 class Accuracy(ReportRecord):

@@ -50,6 +50,29 @@ def test_what_it_is_measured_on_is_taught_in_no_round(monkeypatch):
     assert {p.id for taught, _ in told for p in taught} | {p.id for p in first} == {p.id for p in made.train}
 
 
+def test_without_sft_preferences_begin_with_the_generator_that_was_given(monkeypatch, tmp_path):
+    made = run(9, tmp_path, sft_epochs=0, generator=tmp_path / "mine")
+    done = []
+    made.model, made.log = tmp_path / "base", lambda metrics, round_: None
+    made.serve = lambda weights, round_: done.append(("serve", weights))
+    made.workers = SimpleNamespace(learner=SimpleNamespace(release=lambda: None))
+    measured = {"reference": {"accuracy": 0.5}}
+    monkeypatch.setattr(stage_tcg, "measure", lambda run, problems, shard, modes: done.append(shard) or measured)
+    for name, answer in {"materials": {}, "own_pairs": [], "dpo_pairs": ["a pair"]}.items():
+        monkeypatch.setattr(stage_tcg.training, name, lambda *_, answer=answer: answer)
+
+    def train_dpo(run, round_, model, pairs):
+        done.append(("dpo", model))
+        return [{"dpo/stopped": 0.0}]
+
+    monkeypatch.setattr(stage_tcg.training, "train_dpo", train_dpo)
+    result = stage_tcg.train_generator(made, 1, made.train[:5], made.train[5:], {}, [True])
+    mine = tmp_path / "mine"
+    assert done == [("serve", mine), "round-1-start", ("dpo", mine), "round-1-dpo"]
+    assert (result["start"], result["dpo"]) == (measured, measured) and "sft" not in result
+    assert "50 % at start" in result["note"]
+
+
 @pytest.mark.parametrize("count, kept", [(1, 0), (2, 0), (3, 1), (9, 3), (60, 6)])
 def test_a_third_at_most_is_kept_apart(count, kept):
     assert len(stage_tcg.kept_apart(run(count))) == kept
