@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from learners.packing import Packing
 from reasoning.errors import InputError
 from reasoning.search import SearchSettings
 from sandbox import Limits
@@ -45,7 +46,11 @@ class LearnerConfig(_Section):
     zero_stage: int = Field(default=2, ge=0, le=3)
     threads: int = Field(default=2, ge=1, le=512, description="CPU threads of a rank")
     gpus: float = Field(default=0, ge=0, description="GPUs of a rank; 0 runs on CPU")
-    micro_tokens: int = Field(default=1024, ge=64, description="padded tokens of a micro-batch")
+    micro_tokens: int = Field(default=1024, ge=64, description="tokens of a micro-batch, padding included")
+    packing: Packing = Field(
+        default="tree", description="a row per sequence; rows of several; rows in which equal beginnings stand once"
+    )
+    row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")
 
