@@ -11,7 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from learners.packing import Packing
+from reasoning.advantages import ConverterName, CreditSettings
 from reasoning.errors import InputError
+from reasoning.rewards import Decay, Phi, alpha_at
 from reasoning.search import SearchSettings
 from sandbox import Limits
 
@@ -45,7 +48,11 @@ class LearnerConfig(_Section):
     zero_stage: int = Field(default=2, ge=0, le=3)
     threads: int = Field(default=2, ge=1, le=512, description="CPU threads of a rank")
     gpus: float = Field(default=0, ge=0, description="GPUs of a rank; 0 runs on CPU")
-    micro_tokens: int = Field(default=1024, ge=64, description="padded tokens of a micro-batch")
+    micro_tokens: int = Field(default=1024, ge=64, description="tokens of a micro-batch, padding included")
+    packing: Packing = Field(
+        default="tree", description="a row per sequence; rows of several; rows in which equal beginnings stand once"
+    )
+    row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")
 
@@ -157,10 +164,23 @@ class RlConfig(_Section):
     epochs: int = Field(default=1, ge=1, le=16)
     batch_size: int = Field(default=24, ge=1)
     learning_rate: float = Field(default=1e-5, gt=0, lt=1)
-    process_weight: float = Field(default=0.5, ge=0, le=10)
+    advantage: ConverterName = Field(
+        default="leave_one_out", description="how rewards of a problem's paths become advantages of their steps"
+    )
+    phi: Phi = Field(default="delta", description="how the PRM's values of steps become rewards")
+    alpha: float = Field(default=0.65, ge=0, le=1, description="share of the outcome, the rest is the PRM's; 1: no PRM")
+    alpha_decay: Decay = Field(default="constant", description="over the rounds")
+    alpha_floor: float = Field(default=0.2, ge=0, le=1)
+    gamma: float = Field(default=0.99, gt=0, le=1, description="of phi paper_mean")
+    softmin_temperature: float = Field(default=0.1, gt=0, le=100, description="of phi min_soft")
     clip: float = Field(default=0.2, gt=0, lt=1)
     truncation: float = Field(default=2.0, ge=1, description="largest importance weight")
     token_budget: int = Field(default=20_000, ge=512, description="training tokens per epoch")
+
+    def credit(self, round_: int, rounds: int) -> CreditSettings:
+        """How rewards become advantages in a round of so many."""
+        alpha = alpha_at(round_, self.alpha, self.alpha_decay, self.alpha_floor, rounds)
+        return CreditSettings(self.advantage, self.phi, alpha, self.gamma, self.softmin_temperature)
 
 
 class EvalConfig(_Section):

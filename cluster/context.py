@@ -177,7 +177,15 @@ class RunContext:
 
     def fit_settings(self, batch_size: int, epochs: int) -> FitSettings:
         c = self.config
-        return FitSettings(batch_size, epochs, c.learner.micro_tokens, self.tokens.pad_id, c.seed)
+        return FitSettings(
+            batch_size,
+            epochs,
+            micro_tokens=c.learner.micro_tokens,
+            row_tokens=c.learner.row_tokens,
+            pad_id=self.tokens.pad_id,
+            seed=c.seed,
+            packing=c.learner.packing,
+        )
 
     def fit(
         self,

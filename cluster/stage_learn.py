@@ -157,8 +157,11 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     c = run.config.rl
     paths = _sample_groups(run, round_)
     run.store.write_paths(f"rl-round-{round_}", paths)
-    scores = _process_scores(run, paths)
-    trajectories = group_relative(paths, scores, c.process_weight)
+    credit = c.credit(round_, run.config.rounds)
+    scores = _process_scores(run, paths) if credit.alpha < 1 else {}
+    if not scores:  # without a reward model the outcome is all that there is
+        credit = dataclasses.replace(credit, alpha=1.0)
+    trajectories = group_relative(paths, scores, credit)
     chosen, too_long = within_tokens(
         trajectories, _length, _problem, c.token_budget, run.config.learner.max_tokens, run.config.seed
     )
@@ -168,6 +171,7 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     run.store.write_records("trajectories", f"round-{round_}", chosen)
     run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
+    run.log({"rl/alpha": credit.alpha}, round_)
     history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
     sync = run.publish_learner(round_, run.policy)
@@ -217,7 +221,7 @@ def _pass_rates(run: RunContext) -> dict[str, float]:
 
 def _process_scores(run: RunContext, paths: list[Path]) -> dict[int, list[float]]:
     """PRM values of every step of every path, by index; nothing where there is no PRM."""
-    if not run.state.get("prm") or run.config.rl.process_weight == 0:
+    if not run.state.get("prm"):
         return {}
     labels: list[StepLabel] = []
     for path in paths:

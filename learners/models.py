@@ -32,21 +32,26 @@ class PolicyModel(nn.Module):
         self,
         token_ids: Tensor,
         attention: Tensor,
+        positions: Tensor | None,
         select: Tensor,
+        gather: Tensor | None,
         targets: Tensor,
         temperature: Tensor | float = 1.0,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """(N,) log-probabilities of `targets` at the selected positions and, if asked, (N,) entropies in nats, in fp32.
+        """(N,) log-probabilities of `targets` where the output counts and, if asked, (N,) entropies in nats, in fp32.
 
-        `token_ids`, `attention`, `select`: (B, T); `targets`: (N,); `temperature`: scalar or (N,), that the tokens were
-        sampled with.
+        Shapes as in `batches.Batch`; `temperature`: scalar or (N,), that the tokens were sampled with.
         """
-        hidden = self.lm.get_decoder()(input_ids=token_ids, attention_mask=attention, use_cache=False).last_hidden_state
+        hidden = self.lm.get_decoder()(
+            input_ids=token_ids, attention_mask=attention, position_ids=positions, use_cache=False
+        ).last_hidden_state
         chosen = hidden[select]
         # Rounded up, so that few sizes occur: CPU kernels keep buffers as large as the vocabulary for each size seen.
         rows = F.pad(chosen, (0, 0, 0, -len(chosen) % ROUNDING))
         logits = self.lm.lm_head(rows)[: len(chosen)].float()
+        if gather is not None:
+            logits = logits[gather]
         if isinstance(temperature, Tensor):
             logits = logits / temperature.unsqueeze(-1).to(logits)
         elif temperature != 1.0:
@@ -66,10 +71,13 @@ class ValueModel(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, token_ids: Tensor, attention: Tensor, select: Tensor) -> Tensor:
-        """(N,) logits at the selected positions, fp32."""
-        logits = self.lm(input_ids=token_ids, attention_mask=attention, use_cache=False).logits
-        return logits[select].squeeze(-1).float()
+    def forward(
+        self, token_ids: Tensor, attention: Tensor, positions: Tensor | None, select: Tensor, gather: Tensor | None
+    ) -> Tensor:
+        """(N,) logits where the output counts, fp32. Shapes as in `batches.Batch`."""
+        logits = self.lm(input_ids=token_ids, attention_mask=attention, position_ids=positions, use_cache=False).logits
+        chosen = logits[select].squeeze(-1).float()
+        return chosen if gather is None else chosen[gather]
 
 
 def load(

@@ -11,14 +11,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from learners import objectives
-from learners.batches import Example, Padded, PreferenceExample, micro_batches, optimizer_batches, pad, padded_length
+from learners.batches import (
+    Batch,
+    Example,
+    PreferenceExample,
+    micro_batches,
+    optimizer_batches,
+    pack,
+    pad,
+    padded_length,
+    predicted,
+)
 from learners.learner import Learner
+from learners.packing import Packing, rows
 from reasoning.records import StepLabel, Trajectory, mean
 
 T = TypeVar("T")
@@ -27,21 +38,61 @@ Report = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """`batch_size`: sequences (or pairs) per optimizer step over all ranks. `micro_tokens`: padded tokens of a
-    micro-batch. `pad_id`: any token id; padding is masked."""
+    """`batch_size`: sequences (or pairs) per optimizer step over all ranks. `micro_tokens`: tokens of a micro-batch,
+    padding included. `row_tokens`: of a row with several sequences; attention takes time by its square. `pad_id`: any
+    token id; padding is masked.
+    """
 
     batch_size: int = 16
     epochs: int = 1
     micro_tokens: int = 2048
+    row_tokens: int = 1024
     pad_id: int = 0
     seed: int = 0
+    packing: Packing = "tree"
+
+
+Ids = Sequence[int]
+SequencesOf = Callable[[T], Sequence[Ids]]
+"""The tokens of the sequences of an item: one, or the two of a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group(Generic[T]):
+    """The items of a micro-batch, and for each the row that it stands in."""
+
+    items: list[T]
+    rows: list[int]
+
+
+def _groups(items: Sequence[T], sequences_of: SequencesOf[T], settings: FitSettings) -> list[_Group[T]]:
+    """The items of each micro-batch."""
+    if settings.packing == "padded":
+
+        def length(item: T) -> int:
+            lengths = [len(ids) for ids in sequences_of(item)]
+            return len(lengths) * padded_length(max(lengths))
+
+        return [_Group(g, [*range(len(g))]) for g in micro_batches(items, length, settings.micro_tokens)]
+    filled = rows(items, sequences_of, settings.row_tokens, settings.packing == "tree")
+    return [
+        _Group([item for own, _ in some for item in own], [row for row, (own, _) in enumerate(some) for _ in own])
+        for some in micro_batches(filled, lambda row: row[1], settings.micro_tokens)
+    ]
+
+
+def _batch(sequences: Sequence[Ids], points: Sequence[Ids], rows: Sequence[int], settings: FitSettings) -> Batch:
+    """Sequences as tensors; `points`: where the output counts; `rows`: which row they stand in."""
+    if settings.packing == "padded":
+        return pad(sequences, points, settings.pad_id)
+    return pack(sequences, points, rows, settings.pad_id, settings.packing == "tree")
 
 
 def _deal(
-    batch: Sequence[T], length: Callable[[T], int], settings: FitSettings, learner: Learner
-) -> list[tuple[list[T], float]]:
+    batch: Sequence[T], sequences_of: SequencesOf[T], settings: FitSettings, learner: Learner
+) -> list[tuple[_Group[T], float]]:
     """This rank's micro-batches of an optimizer batch, each with its weight (0 for one that only keeps step)."""
-    groups = micro_batches(batch, length, settings.micro_tokens)
+    groups = _groups(batch, sequences_of, settings)
     share = -(-len(groups) // learner.world)
     mine = [(g, 1.0) for g in groups[learner.rank :: learner.world]]
     return mine + [(group, 0.0) for group in groups[:1]] * (share - len(mine))
@@ -51,16 +102,15 @@ def _train(
     learner: Learner,
     items: Sequence[T],
     settings: FitSettings,
-    length: Callable[[T], int],
+    sequences_of: SequencesOf[T],
     count: Callable[[T], float],
-    loss_of: Callable[[Any, list[T], float], tuple[Tensor, dict[str, Tensor | float]]],
+    loss_of: Callable[[Any, _Group[T], float], tuple[Tensor, dict[str, Tensor | float]]],
     report: Report,
     prefix: str,
-    tokens_of: Callable[[T], int] | None = None,
     enough: Callable[[dict[str, float]], bool] | None = None,
 ) -> list[dict[str, float]]:
-    """The loop shared by all objectives. `loss_of(model, items, weight)` returns a sum and sums to report; a reported
-    sum is divided by the count of the batch. `tokens_of`: tokens of an item, where that is not its `length`.
+    """The loop shared by all objectives. `loss_of(model, group, weight)` returns a sum and sums to report; a reported
+    sum is divided by the count of the batch. Tokens are counted as they were given, shared ones in every sequence.
 
     `enough(row)`: whether training ends after this step; may add to the row before it is reported. Must decide by what
     is the same on every rank: all numbers but those of time are, being made of the same sums over ranks.
@@ -68,10 +118,10 @@ def _train(
     history: list[dict[str, float]] = []
     batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
     for number, batch in enumerate(batches, start=1):
-        dealt = _deal(batch, length, settings, learner)
-        own = sum(count(item) for group, weight in dealt if weight for item in group)
+        dealt = _deal(batch, sequences_of, settings, learner)
+        own = sum(count(item) for group, weight in dealt if weight for item in group.items)
         result = learner.step(dealt, lambda model, pair: loss_of(model, pair[0], pair[1]), own)
-        tokens = sum((tokens_of or length)(item) for item in batch)
+        tokens = sum(len(ids) for item in batch for ids in sequences_of(item))
         row = {
             f"{prefix}/loss": result.loss,
             f"{prefix}/grad_norm": result.grad_norm,
@@ -88,37 +138,36 @@ def _train(
     return history
 
 
-def _padded(examples: Sequence[Example], pad_id: int) -> Padded:
-    return pad([e.token_ids for e in examples], [e.loss_mask for e in examples], pad_id)
+def _tokens(example: Example | StepLabel | Trajectory) -> list[tuple[int, ...]]:
+    return [example.token_ids]
 
 
-def _logprobs(model: Any, batch: Padded, temperature: Tensor | float = 1.0) -> Tensor:
-    return model(batch.token_ids, batch.attention, batch.select, batch.targets, temperature)[0]
+def _learnt(examples: Sequence[Example] | Sequence[Trajectory], rows: Sequence[int], settings: FitSettings) -> Batch:
+    """A batch whose tokens under the masks count."""
+    return _batch([e.token_ids for e in examples], [predicted(e.loss_mask) for e in examples], rows, settings)
+
+
+def _logprobs(model: Any, batch: Batch) -> Tensor:
+    return model(**batch.inputs, targets=batch.targets)[0]
 
 
 def sft(learner: Learner, examples: Sequence[Example], settings: FitSettings, report: Report) -> list[dict[str, float]]:
     """Supervised fine-tuning: mean negative log-likelihood of the tokens under the mask (headers are masked)."""
 
-    def loss_of(model: Any, group: list[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        logprobs = _logprobs(model, _padded(group, settings.pad_id))
+    def loss_of(model: Any, group: _Group[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        logprobs = _logprobs(model, _learnt(group.items, group.rows, settings))
         return objectives.sft(logprobs, torch.full_like(logprobs, weight)), {}
 
     return _train(
         learner,
         examples,
         settings,
-        lambda e: len(e.token_ids),
+        _tokens,
         lambda e: float(sum(e.loss_mask[1:])),
         loss_of,
         report,
         "sft",
     )
-
-
-def _sums_by_row(values: Tensor, select: Tensor) -> Tensor:
-    """(B,) sums of the selected values of each row."""
-    rows = select.nonzero()[:, 0]
-    return torch.zeros(select.shape[0], dtype=values.dtype).index_add(0, rows, values)
 
 
 @contextlib.contextmanager
@@ -141,11 +190,11 @@ def completion_logprobs(learner: Learner, examples: Sequence[Example], settings:
     """
     sums = [0.0] * len(examples)
     with _measuring(learner) as model:
-        for group, weight in _deal(range(len(sums)), lambda i: len(examples[i].token_ids), settings, learner):
-            batch = _padded([examples[i] for i in group], settings.pad_id)
-            values = _sums_by_row(_logprobs(model, batch), batch.select).tolist()
+        for group, weight in _deal(range(len(sums)), lambda i: _tokens(examples[i]), settings, learner):
+            batch = _learnt([examples[i] for i in group.items], group.rows, settings)
+            values = batch.sums(_logprobs(model, batch), len(group.items)).tolist()
             if weight:
-                for i, value in zip(group, values, strict=True):
+                for i, value in zip(group.items, values, strict=True):
                     sums[i] = value
     return learner.all_sum_list(sums)
 
@@ -198,14 +247,17 @@ def dpo(
     """
     _check_dpo(beta, sft_weight, most_drop)
 
-    def length(pair: PreferenceExample) -> int:
-        return 2 * padded_length(max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)))
+    def both(pair: PreferenceExample) -> list[tuple[int, ...]]:
+        return [pair.chosen.token_ids, pair.rejected.token_ids]
 
-    def loss_of(model: Any, group: list[PreferenceExample], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch = _padded([p.chosen for p in group] + [p.rejected for p in group], settings.pad_id)
-        chosen, rejected = _sums_by_row(_logprobs(model, batch), batch.select).split(len(group))
-        tokens = batch.select[: len(group)].sum(1).clamp(min=1)
-        ref = torch.tensor([pair.reference for pair in group])
+    def loss_of(
+        model: Any, group: _Group[PreferenceExample], weight: float
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        own, count = group.items, len(group.items)
+        batch = _learnt([p.chosen for p in own] + [p.rejected for p in own], group.rows * 2, settings)
+        chosen, rejected = batch.sums(_logprobs(model, batch), 2 * count).split(count)
+        tokens = batch.owners.bincount(minlength=2 * count)[:count].clamp(min=1)
+        ref = torch.tensor([pair.reference for pair in own])
         loss, margin = objectives.dpo(chosen, rejected, ref[:, 0], ref[:, 1], beta)
         change = chosen.detach() - ref[:, 0]
         stats = {
@@ -216,49 +268,45 @@ def dpo(
         }
         return weight * (loss + sft_weight * objectives.mean_nll(chosen, tokens)), stats
 
-    def tokens_of(pair: PreferenceExample) -> int:
-        return len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
-
     def enough(row: dict[str, float]) -> bool:
         stopped = objectives.fell_too_far(row["dpo/chosen_change_per_token"], most_drop)
         row["dpo/stopped"] = float(stopped)
         return stopped
 
     known = _with_references(learner, pairs, settings)
-    return _train(learner, known, settings, length, lambda _: 1.0, loss_of, report, "dpo", tokens_of, enough)
+    return _train(learner, known, settings, both, lambda _: 1.0, loss_of, report, "dpo", enough)
 
 
-def _label_batch(labels: Sequence[StepLabel], pad_id: int) -> tuple[Padded, Tensor, Tensor]:
-    """Selected are the last tokens of the steps; targets and weights (N,) in the same order."""
-    batch = pad([x.token_ids for x in labels], [[0] * len(x.token_ids) for x in labels], pad_id)
-    for row, label in enumerate(labels):
-        batch.select[row, list(label.ends)] = True
+def _label_batch(
+    labels: Sequence[StepLabel], rows: Sequence[int], settings: FitSettings
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """What a value model is called with: the output counts at the last tokens of the steps; targets and weights (N,) in
+    the same order."""
+    batch = _batch([x.token_ids for x in labels], [x.ends for x in labels], rows, settings)
     targets = torch.tensor([t for x in labels for t in x.targets])
     weights = torch.tensor([w for x in labels for w in x.weights])
-    return batch, targets, weights
+    return batch.inputs, targets, weights
 
 
 def prm(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings, report: Report) -> list[dict[str, float]]:
     """Point-wise PRM: weighted BCE at the last token of every step, all steps of a path in one forward pass."""
 
-    def loss_of(model: Any, group: list[StepLabel], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch, targets, weights = _label_batch(group, settings.pad_id)
-        logits = model(batch.token_ids, batch.attention, batch.select)
+    def loss_of(model: Any, group: _Group[StepLabel], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        inputs, targets, weights = _label_batch(group.items, group.rows, settings)
+        logits = model(**inputs)
         return objectives.step_bce(logits, targets, weights * weight), {}
 
-    return _train(
-        learner, labels, settings, lambda x: len(x.token_ids), lambda x: float(sum(x.weights)), loss_of, report, "prm"
-    )
+    return _train(learner, labels, settings, _tokens, lambda x: float(sum(x.weights)), loss_of, report, "prm")
 
 
 def step_scores(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings) -> list[list[float]]:
     """The value model's sigmoid at every step end of every label, on every rank (each computes all)."""
     scores: dict[int, list[float]] = {}
     with _measuring(learner) as model:
-        for group in micro_batches(range(len(labels)), lambda i: len(labels[i].token_ids), settings.micro_tokens):
-            batch, *_ = _label_batch([labels[i] for i in group], settings.pad_id)
-            values = model(batch.token_ids, batch.attention, batch.select).sigmoid().tolist()
-            for i in group:
+        for group in _groups(range(len(labels)), lambda i: _tokens(labels[i]), settings):
+            inputs, *_ = _label_batch([labels[i] for i in group.items], group.rows, settings)
+            values = model(**inputs).sigmoid().tolist()
+            for i in group.items:
                 scores[i], values = values[: len(labels[i].ends)], values[len(labels[i].ends) :]
     return [scores[i] for i in range(len(labels))]
 
@@ -268,16 +316,14 @@ def sequence_logprobs(learner: Learner, sequences: Sequence[Sequence[int]], sett
     result: list[list[float]] = []
     with torch.no_grad():
         for ids in sequences:
-            batch = pad([ids], [[1] * len(ids)], settings.pad_id)
+            batch = pad([ids], [range(len(ids) - 1)], settings.pad_id)
             result.append(_logprobs(learner.model, batch).tolist())
     return result
 
 
-def _pick(rows: Sequence[Sequence[float]], select: Tensor) -> Tensor:
-    """(N,) per-token values of the *next* token at the selected positions."""
-    width = select.shape[1]
-    full = torch.tensor([[*row[1:], *[0.0] * (width - len(row) + 1)] for row in rows])
-    return full[select]
+def _pick(values: Sequence[Sequence[float]], group: Sequence[Trajectory]) -> Tensor:
+    """(N,) of per-token values those of the tokens under the masks that can be predicted."""
+    return torch.tensor([v[p + 1] for v, t in zip(values, group, strict=True) for p in predicted(t.loss_mask)])
 
 
 def rl(
@@ -294,33 +340,33 @@ def rl(
     reported with every step as `rl/mismatch_kl`, `rl/ess`, `rl/truncated`.
     """
 
-    def batch_of(group: Sequence[Trajectory]) -> tuple[Padded, Tensor, Tensor, Tensor]:
-        batch = pad([t.token_ids for t in group], [t.loss_mask for t in group], settings.pad_id)
-        temperature = torch.tensor([t.temperature for t in group]).unsqueeze(1).expand(batch.select.shape)[batch.select]
-        sampler = _pick([t.logprobs for t in group], batch.select)
-        return batch, temperature, sampler, _pick([t.advantages for t in group], batch.select)
+    def batch_of(group: _Group[Trajectory]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+        """What the model is called with; the owners of the outputs; the sampler's log-probabilities; advantages."""
+        own = group.items
+        batch = _learnt(own, group.rows, settings)
+        temperature = torch.tensor([t.temperature for t in own])[batch.owners]
+        inputs = {**batch.inputs, "targets": batch.targets, "temperature": temperature}
+        return inputs, batch.owners, _pick([t.logprobs for t in own], own), _pick([t.advantages for t in own], own)
 
     old: dict[int, Tensor] = {}
     drawn: list[Tensor] = []
     started = time.monotonic()
     with torch.no_grad():
-        for group in micro_batches(trajectories, lambda t: len(t.token_ids), settings.micro_tokens):
-            batch, temperature, sampler, _ = batch_of(group)
-            logprobs = _logprobs(learner.model, batch, temperature)
-            counts = batch.select.sum(1).tolist()
-            for trajectory, values in zip(group, logprobs.split(counts), strict=True):
+        for group in _groups(trajectories, _tokens, settings):
+            inputs, owners, sampler, _ = batch_of(group)
+            logprobs, _ = learner.model(**inputs)
+            counts = owners.bincount(minlength=len(group.items)).tolist()
+            for trajectory, values in zip(group.items, logprobs.split(counts), strict=True):
                 old[id(trajectory)] = values
             drawn.append(torch.stack([logprobs, sampler]))
     seen = torch.cat(drawn, dim=1) if drawn else torch.zeros(2, 0)
     off_policy = objectives.mismatch(seen[0], seen[1], truncation)
     off_policy["old_logprobs_s"] = time.monotonic() - started
 
-    def loss_of(model: Any, group: list[Trajectory], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch, temperature, sampler, advantages = batch_of(group)
-        logprobs, entropy = model(
-            batch.token_ids, batch.attention, batch.select, batch.targets, temperature, with_entropy=True
-        )
-        before = torch.cat([old[id(t)] for t in group])
+    def loss_of(model: Any, group: _Group[Trajectory], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        inputs, _, sampler, advantages = batch_of(group)
+        logprobs, entropy = model(**inputs, with_entropy=True)
+        before = torch.cat([old[id(t)] for t in group.items])
         loss, stats = objectives.clipped_policy_gradient(logprobs, before, sampler, advantages, clip, truncation)
         stats["entropy"] = entropy.sum()
         return loss * weight, {name: weight * value for name, value in stats.items()}
@@ -334,7 +380,7 @@ def rl(
         learner,
         trajectories,
         settings,
-        lambda t: len(t.token_ids),
+        _tokens,
         lambda t: float(sum(t.loss_mask)),
         loss_of,
         tell,

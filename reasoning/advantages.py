@@ -1,12 +1,51 @@
-"""From judged paths to per-token advantages (method section 5)."""
+"""From judged paths to per-token advantages (method section 5).
+
+A converter takes the paths of one problem, as the keys of their states, and the reward of each, and gives an advantage
+for every step of every path. A state is what was written up to the end of a step; paths of one tree share states. Its
+value is the mean reward of the paths through it; that of the root, the mean of all.
+
+    leave_one_out  the path's reward less the mean of the others' (RLOO: Ahmadian et al. 2024), for all of its steps
+    grpo           the path's reward less the mean, over the standard deviation (Shao et al. 2024), for all of its steps
+    vine           value of the state after the step less that before it (Kazemnejad et al. 2024, VinePPO)
+    sibling        value of the state after the step less the mean of its siblings'; 0 for a step without any
+    tree_rl        value less that of the root, plus value less that before the step, over the square root of the number
+                   of paths through the state, which would count it that often (Hou et al. 2025, TreeRL)
+
+All are 0 where all rewards are equal, and none depends on the order of the paths.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from reasoning.records import Path, Trajectory, mean
+from reasoning.rewards import Phi, min_soft, paper_mean, value_deltas
 from reasoning.steps import completion
+
+States = Sequence[Sequence[Hashable]]
+"""Of each path the keys of its states, in their order; equal keys are one state. A key stands at one depth."""
+PerStep = list[list[float]]
+Converter = Callable[[States, Sequence[float]], PerStep]
+ConverterName = Literal["leave_one_out", "grpo", "vine", "sibling", "tree_rl"]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditSettings:
+    """How rewards become advantages. `alpha`: share of the outcome, in [0, 1]; `gamma`: of phi `paper_mean`;
+    `softmin_temperature`: of phi `min_soft`."""
+
+    advantage: ConverterName = "leave_one_out"
+    phi: Phi = "delta"
+    alpha: float = 1.0
+    gamma: float = 0.99
+    softmin_temperature: float = 0.1
+
+
+# --- converters ---
 
 
 def leave_one_out(rewards: Sequence[float]) -> list[float]:
@@ -17,22 +56,86 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
     return [r - (total - r) / (n - 1) for r in rewards]
 
 
-def value_deltas(values: Sequence[float], start: float) -> list[float]:
-    """Potential-based process rewards r_j = V_j - V_{j-1} with V_0 = `start` (phi `delta`)."""
-    return [v - before for v, before in zip(values, [start, *values][:-1], strict=True)]
+def standardised(rewards: Sequence[float]) -> list[float]:
+    """GRPO: each reward minus the mean, over the standard deviation; zeros where all are equal. Sums to zero."""
+    if not rewards:
+        return []
+    centre = mean(rewards)
+    spread = math.sqrt(mean([(r - centre) ** 2 for r in rewards]))
+    return [(r - centre) / spread if spread > 1e-6 else 0.0 for r in rewards]
+
+
+class _Values:
+    """The value of each state, and how many paths go through it."""
+
+    def __init__(self, states: States, rewards: Sequence[float]) -> None:
+        self.root = mean(rewards)
+        found: dict[Hashable, list[float]] = defaultdict(list)
+        self.before: dict[Hashable, Hashable | None] = {}
+        for path, reward in zip(states, rewards, strict=True):
+            for before, state in zip([None, *path], path, strict=False):
+                found[state].append(reward)
+                self.before[state] = before
+        self.value = {state: mean(rewards) for state, rewards in found.items()}
+        self.paths = {state: len(rewards) for state, rewards in found.items()}
+        self.after: dict[Hashable | None, list[Hashable]] = defaultdict(list)
+        for state, before in self.before.items():
+            self.after[before].append(state)
+
+    def gain(self, state: Hashable) -> float:
+        """Value of a state less that of the one before it."""
+        before = self.before[state]
+        return self.value[state] - (self.root if before is None else self.value[before])
+
+    def over_siblings(self, state: Hashable) -> float:
+        """Value of a state less the mean of its siblings'; 0 without any."""
+        others = [self.value[s] for s in self.after[self.before[state]] if s != state]
+        return self.value[state] - mean(others) if others else 0.0
+
+    def tree_rl(self, state: Hashable) -> float:
+        """See the module."""
+        return (self.value[state] - self.root + self.gain(state)) / math.sqrt(self.paths[state])
+
+
+def _whole(of: Callable[[Sequence[float]], list[float]]) -> Converter:
+    def convert(states: States, rewards: Sequence[float]) -> PerStep:
+        return [[a] * len(path) for a, path in zip(of(rewards), states, strict=True)]
+
+    return convert
+
+
+def _by_state(of: Callable[[_Values, Hashable], float]) -> Converter:
+    def convert(states: States, rewards: Sequence[float]) -> PerStep:
+        values = _Values(states, rewards)
+        return [[of(values, state) for state in path] for path in states]
+
+    return convert
+
+
+CONVERTERS: dict[ConverterName, Converter] = {
+    "leave_one_out": _whole(leave_one_out),
+    "grpo": _whole(standardised),
+    "vine": _by_state(_Values.gain),
+    "sibling": _by_state(_Values.over_siblings),
+    "tree_rl": _by_state(_Values.tree_rl),
+}
+
+
+# --- paths ---
 
 
 def group_relative(
-    paths: Sequence[Path], scores: Mapping[int, Sequence[float]], process_weight: float
+    paths: Sequence[Path], scores: Mapping[int, Sequence[float]], settings: CreditSettings
 ) -> list[Trajectory]:
-    """Trajectories with outcome and process advantages, one group per problem.
+    """Trajectories with an advantage for every sampled token, one group per problem.
 
-    The outcome advantage of a path is leave-one-out over the judged paths of its problem. The process advantage of its
-    step j is the PRM's V_j - V_{j-1}, minus the group's mean at that step, counted only where the program compiles.
-    V_0 is the group's mean of V_1, since the prompt itself is not a step. Paths without a value (infrastructure
-    failures) are left out; trajectories whose advantages are all zero carry no gradient and are dropped.
+    Rewards of paths by `settings.phi` (`reasoning.rewards`), advantages by `settings.advantage`. Under phi `delta` they
+    are of the outcome, and alpha of them is mixed with the process advantage of step j: the PRM's V_j - V_{j-1}, minus
+    the group's mean at that step. V_0 is the group's mean of V_1, since the prompt itself is not a step. Process
+    rewards count only where the program compiles. Paths without a value (infrastructure failures) are left out;
+    trajectories whose advantages are all zero carry no gradient and are dropped.
 
-    `scores`: PRM values of the steps of `paths[i]` by index i; paths without an entry get no process advantage.
+    `scores`: PRM values of the steps of `paths[i]` by index i; for a path without an entry the outcome counts alone.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, path in enumerate(paths):
@@ -40,27 +143,55 @@ def group_relative(
             groups[path.problem_id].append(i)
     trajectories: list[Trajectory] = []
     for members in groups.values():
-        outcome = dict(zip(members, leave_one_out([paths[i].value or 0.0 for i in members]), strict=True))
-        process = _process_advantages(paths, members, scores)
-        for i in members:
-            per_step = [outcome[i] + process_weight * p for p in process[i]]
+        own = {i: scores[i] for i in members if i in scores and paths[i].compiles}
+        rewards = [_reward(paths[i].value or 0.0, own.get(i, ()), settings) for i in members]
+        outcome = CONVERTERS[settings.advantage]([_states(paths[i]) for i in members], rewards)
+        process = _process_advantages(paths, members, own, scores) if settings.phi == "delta" else None
+        for k, i in enumerate(members):
+            per_step = outcome[k]
+            if process is not None:
+                per_step = [
+                    settings.alpha * a + (1 - settings.alpha) * p for a, p in zip(per_step, process[i], strict=True)
+                ]
             if any(abs(a) > 1e-9 for a in per_step):
                 trajectories.append(_trajectory(paths[i], per_step))
     return trajectories
 
 
+def _reward(outcome: float, process: Sequence[float], settings: CreditSettings) -> float:
+    match settings.phi:
+        case "paper_mean":
+            return paper_mean(outcome, process, settings.alpha, settings.gamma)
+        case "min_soft":
+            return min_soft(outcome, process, settings.alpha, settings.softmin_temperature)
+        case "delta":
+            return outcome
+
+
+def _states(path: Path) -> list[Hashable]:
+    ids = path.prompt_ids
+    states: list[Hashable] = []
+    for step in path.steps:
+        ids += step.header_ids + step.token_ids
+        states.append(ids)
+    return states
+
+
 def _process_advantages(
-    paths: Sequence[Path], members: Sequence[int], scores: Mapping[int, Sequence[float]]
+    paths: Sequence[Path],
+    members: Sequence[int],
+    own: Mapping[int, Sequence[float]],
+    scores: Mapping[int, Sequence[float]],
 ) -> dict[int, list[float]]:
     start = mean([scores[i][0] for i in members if i in scores])
-    deltas = {i: value_deltas(scores[i], start) for i in members if i in scores and paths[i].compiles}
+    deltas = {i: value_deltas(values, start) for i, values in own.items()}
     result: dict[int, list[float]] = {}
     for i in members:
-        own = deltas.get(i)
-        if own is None or len(deltas) < 2:
+        mine = deltas.get(i)
+        if mine is None or len(deltas) < 2:
             result[i] = [0.0] * len(paths[i].steps)
             continue
-        result[i] = [d - mean([o[j] for o in deltas.values() if j < len(o)]) for j, d in enumerate(own)]
+        result[i] = [d - mean([o[j] for o in deltas.values() if j < len(o)]) for j, d in enumerate(mine)]
     return result
 
 

@@ -44,7 +44,7 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         ("--seed=7", "seed", 7),
         (" search.samples = 8", "search.samples", 8),
         ("eval.greedy=false", "eval.greedy", False),
-        ("rl.process_weight=0", "rl.process_weight", 0.0),
+        ("rl.gamma=1", "rl.gamma", 1.0),
         ("ids=['601', 'mbpp/602']", "ids", ("601", "mbpp/602")),
         ("model=Qwen/Qwen2.5-Coder-0.5B-Instruct", "model", "Qwen/Qwen2.5-Coder-0.5B-Instruct"),
         ('model="123"', "model", "123"),

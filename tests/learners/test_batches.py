@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batches import ROUNDING, micro_batches, optimizer_batches, pad, padded_length
+from learners.batches import ROUNDING, micro_batches, optimizer_batches, pack, pad, padded_length, predicted
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
@@ -29,14 +29,41 @@ def test_every_epoch_sees_every_item_once(items, size, epochs):
         assert sorted(seen) == tagged
 
 
-@given(
-    st.lists(st.lists(st.tuples(st.integers(5, 50), st.booleans()), min_size=2, max_size=12), min_size=1, max_size=5)
+masked = st.lists(
+    st.lists(st.tuples(st.integers(5, 9), st.booleans()), min_size=2, max_size=12), min_size=1, max_size=5
 )
-def test_padding_selects_the_predictions_of_the_masked_tokens(rows):
+
+
+@given(masked, st.sampled_from(["padded", "packed", "tree"]))
+def test_the_outputs_that_predict_the_masked_tokens_count(rows, packing):
     sequences = [[i for i, _ in row] for row in rows]
     masks = [[int(m) for _, m in row] for row in rows]
-    batch = pad(sequences, masks, pad_id=0)
-    expected = [i for s, m in zip(sequences, masks, strict=True) for i, k in list(zip(s, m, strict=True))[1:] if k]
-    assert batch.targets.tolist() == expected
-    assert batch.attention.sum().item() == sum(map(len, sequences))
-    assert batch.token_ids.shape[1] % ROUNDING == 0
+    points = list(map(predicted, masks))
+    made = (
+        pad(sequences, points, 0)
+        if packing == "padded"
+        else pack(sequences, points, [n % 2 for n in range(len(rows))], 0, packing == "tree")
+    )
+    expected = [
+        (row, s[t - 1], s[t])
+        for row, (s, m) in enumerate(zip(sequences, masks, strict=True))
+        for t in range(1, len(s))
+        if m[t]
+    ]
+    before = made.token_ids[made.select]
+    before = before if made.gather is None else before[made.gather]
+    found = zip(made.owners.tolist(), before.tolist(), made.targets.tolist(), strict=True)
+    assert list(found) == expected
+    assert made.token_ids.shape[1] % ROUNDING == 0
+    counts = made.sums(made.targets.float(), len(rows))
+    assert counts.tolist() == [sum(t for row, _, t in expected if row == n) for n in range(len(rows))]
+
+
+def test_padding_is_attended_to_by_nobody():
+    made = pad([[5, 6, 7], [8]], [[0], []], 0)
+    assert made.attention[:, :4].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    packed = pack([[5, 6, 7], [5, 8]], [[], []], [0, 0], 0, shared=True)
+    allowed = packed.attention[0, 0]
+    # 5 6 7 and, after the same 5, 8; then padding.
+    assert [row.nonzero()[:, 0].tolist() for row in allowed[:6]] == [[0], [0, 1], [0, 1, 2], [0, 3], [4], [5]]
+    assert packed.positions[0, :4].tolist() == [0, 1, 2, 1]

@@ -33,7 +33,7 @@ class StandIn:
     def train(self):
         self.training = True
 
-    def __call__(self, token_ids, attention, select, targets, temperature):
+    def __call__(self, token_ids, attention, positions, select, gather, targets):
         self.forwards += 1
         self.graded += torch.is_grad_enabled() or self.training
         return -targets.float() / 10 + self.drift * self.steps, None
@@ -66,11 +66,16 @@ def known(of):
 
 
 @hypothesis_settings(deadline=None)
-@given(st.lists(rows.map(example), max_size=12), st.integers(1, 4), st.integers(64, 400))
-def test_ranks_share_the_completions_and_run_in_step(examples, world, micro_tokens):
+@given(
+    st.lists(rows.map(example), max_size=12),
+    st.integers(1, 4),
+    st.integers(64, 400),
+    st.sampled_from(["padded", "packed", "tree"]),
+)
+def test_ranks_share_the_completions_and_run_in_step(examples, world, micro_tokens, packing):
     ranks = [StandIn(rank, world) for rank in range(world)]
     for rank in ranks:
-        training.completion_logprobs(rank, examples, settings(micro_tokens=micro_tokens))
+        training.completion_logprobs(rank, examples, settings(micro_tokens=micro_tokens, packing=packing))
     shares = [rank.sent[-1] for rank in ranks]
     # Each example is computed by one rank, in the place where it was given, and adds up to the whole.
     assert [sum(parts) for parts in zip(*shares, strict=True)] == pytest.approx([known(e) for e in examples], abs=1e-4)
@@ -82,7 +87,7 @@ def test_ranks_share_the_completions_and_run_in_step(examples, world, micro_toke
 def test_ranks_do_not_all_compute_everything():
     examples = [Example(tuple(range(1, 60)), (1,) * 59) for _ in range(8)]
     rank = StandIn(1, 4)
-    training.completion_logprobs(rank, examples, settings(micro_tokens=64))
+    training.completion_logprobs(rank, examples, settings(micro_tokens=64, packing="padded"))
     assert rank.forwards == 2
 
 
