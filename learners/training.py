@@ -74,7 +74,8 @@ def _groups(items: Sequence[T], sequences_of: SequencesOf[T], settings: FitSetti
             return len(lengths) * padded_length(max(lengths))
 
         return [_Group(g, [*range(len(g))]) for g in micro_batches(items, length, settings.micro_tokens)]
-    filled = rows(items, sequences_of, settings.row_tokens, settings.packing == "tree")
+    most = min(settings.row_tokens, settings.micro_tokens)
+    filled = rows(items, sequences_of, most, settings.packing == "tree")
     return [
         _Group([item for own, _ in some for item in own], [row for row, (own, _) in enumerate(some) for _ in own])
         for some in micro_batches(filled, lambda row: row[1], settings.micro_tokens)
