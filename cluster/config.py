@@ -154,6 +154,9 @@ class PrmConfig(_Section):
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     token_budget: int = Field(default=20_000, ge=512, description="training tokens per epoch")
     held_out: float = Field(default=0.25, gt=0, lt=1, description="share of problems kept for measuring")
+    min_auc: float = Field(
+        default=0.5, ge=0, le=1, description="on those; a worse model, or an unknown one, decides nothing; 0: any may"
+    )
 
 
 class RlConfig(_Section):

@@ -8,9 +8,10 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
 from learners.batches import Example
+from learners.models import calibrate_head
+from reasoning import calibration
 from reasoning.advantages import group_relative
 from reasoning.budgets import within_tokens
-from reasoning.estimators import auc, calibration_error
 from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
 from reasoning.records import Path, StepLabel, Trajectory, mean
 from reasoning.steps import StepCodec, completion
@@ -79,7 +80,7 @@ def _demonstration_examples(run: RunContext, count: int) -> list[Example]:
 
 
 def prm(run: RunContext, round_: int) -> dict[str, Any]:
-    """Fit the process reward model on soft step values; measure it on problems that it has not seen."""
+    """Fit the process reward model on soft step values; measure and calibrate it on problems that it has not seen."""
     c = run.config.prm
     paths = search_paths(run)
     unseen = [p for p in paths if held_out(p.problem_id, c.held_out)]
@@ -96,13 +97,25 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     run.workers.learner.load(fresh, run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("prm", chosen, settings, round_)
-    quality = _measure(run, measured)
+    steps = _scored(run, measured)
+    quality, fitted = calibration.quality(steps), calibration.fit_steps(steps)
     run.log({f"prm/{k}": v for k, v in quality.items() if v is not None}, round_)
     run.store.write_records("labels", f"round-{round_}", chosen + measured)
-    run.state["prm"] = run.checkpoint(f"prm-round-{round_}")
+    made = run.checkpoint(f"prm-round-{round_}")
+    calibrate_head(run.dir.path / made, fitted.slope, fitted.bias)
+    usable = good_enough(quality["auc"], c.min_auc)
+    run.state["prm"] = made if usable else None
     shown = f"AUC {quality['auc']:.3f}" if quality["auc"] is not None else "AUC unknown (one class only)"
     note = f"{len(chosen)} paths, loss {history[-1]['prm/loss']:.3f}, {shown} on {len(measured)} unseen paths"
-    return {"labels": len(chosen), "too_long": too_long, **quality, "note": note}
+    if not usable:
+        note += f"; refused: below prm.min_auc of {c.min_auc:g}, outcomes alone decide"
+    found = {"labels": len(chosen), "too_long": too_long, "usable": usable, **quality}
+    return {**found, "slope": fitted.slope, "bias": fitted.bias, "note": note}
+
+
+def good_enough(auc: float | None, bar: float) -> bool:
+    """Whether a reward model may decide anything; one whose AUC is not known may where there is no bar (0)."""
+    return bar == 0 or (auc is not None and auc >= bar)
 
 
 def _choose_paths(run: RunContext, paths: list[Path], budget: int, solved_first: bool) -> tuple[list[Path], int]:
@@ -122,23 +135,17 @@ def _path_length(path: Path) -> int:
     return len(path.prompt_ids) + sum(len(s.header_ids) + len(s.token_ids) for s in path.steps)
 
 
-def _measure(run: RunContext, labels: list[StepLabel]) -> dict[str, float | None]:
-    """AUC over sampled terminals (a step counts once per terminal below it); calibration error against pass rates."""
+def _scored(run: RunContext, labels: list[StepLabel]) -> list[calibration.Scored]:
+    """Every step that something is known of, as the learner's model scores it; each terminal below it counts once."""
     if not labels:
-        return {"auc": None, "ece": None}
+        return []
     scores = run.workers.learner.step_scores(labels, run.fit_settings(1, 1), run.config.learner.deadline_s)
-    flat = [
-        (s, t, w)
-        for row, x in zip(scores, labels, strict=True)
-        for s, t, w in zip(row, x.targets, x.weights, strict=True)
+    return [
+        calibration.Scored(label.problem_id, score, *label_counts(target, weight))
+        for row, label in zip(scores, labels, strict=True)
+        for score, target, weight in zip(row, label.targets, label.weights, strict=True)
+        if weight > 0
     ]
-    flat = [item for item in flat if item[2] > 0]
-    values, targets, weights = (list(column) for column in zip(*flat, strict=True)) if flat else ([], [], [])
-    counts = [label_counts(t, w) for t, w in zip(targets, weights, strict=True)]
-    return {
-        "auc": auc(values, [p for p, _ in counts], [n for _, n in counts]),
-        "ece": calibration_error(values, targets, weights),
-    }
 
 
 def _length(item: Trajectory) -> int:

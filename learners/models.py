@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -118,3 +120,26 @@ def save_pretrained(model: nn.Module, state: dict[str, Any], source: Path, targe
     """Write `state` (names of the inner model) in Hugging Face format with tokenizer files from `source`."""
     model.lm.save_pretrained(target, state_dict=state, safe_serialization=True)
     copy_tokenizer(source, target)
+
+
+def calibrate_head(checkpoint: Path, slope: float, bias: float) -> None:
+    """Have a value model's checkpoint say `slope * logit + bias` where it said `logit`: its head is linear.
+
+    Raises ValueError where the directory holds no value model with a bias.
+    """
+    for file in checkpoint.glob("*.safetensors"):
+        weights = load_file(file)
+        heads = {name.rpartition(".")[0] for name in weights} & {"score", "classifier"}
+        for head in heads:
+            if f"{head}.bias" not in weights:
+                raise ValueError(f"checkpoint: {checkpoint} has a head without a bias; use a value model made here")
+            weights[f"{head}.weight"] = weights[f"{head}.weight"] * slope
+            weights[f"{head}.bias"] = weights[f"{head}.bias"] * slope + bias
+        if heads:
+            scratch = file.with_suffix(".partial")
+            save_file(weights, scratch, metadata={"format": "pt"})
+            with scratch.open("rb") as written:
+                os.fsync(written.fileno())
+            scratch.rename(file)
+            return
+    raise ValueError(f"checkpoint: {checkpoint} holds no head of a value model; use a checkpoint such as prm-round-1")

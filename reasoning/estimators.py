@@ -107,3 +107,38 @@ def calibration_error(
             gap = sum(weights[i] * (scores[i] - targets[i]) for i in chosen) / weight
             error += weight / total * abs(gap)
     return error
+
+
+def brier(scores: Sequence[float], positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """Mean squared error of scores as probabilities, over items that count as in `auc`; None where nothing counts or a
+    score is not a number."""
+    total = sum(positives) + sum(negatives)
+    if total <= 0 or any(math.isnan(score) for score in scores):
+        return None
+    return sum(p * (1 - s) ** 2 + n * s * s for s, p, n in zip(scores, positives, negatives, strict=True)) / total
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's: the correlation of the ranks, equal values sharing theirs. None for fewer than two items, where all
+    of one side are equal, or where a value is not a number."""
+    if len(a) < 2 or any(map(math.isnan, (*a, *b))):
+        return None
+    x, y = _ranks(a), _ranks(b)
+    centre = (len(a) - 1) / 2
+    across = sum((p - centre) * (q - centre) for p, q in zip(x, y, strict=True))
+    spread = math.sqrt(sum((p - centre) ** 2 for p in x) * sum((q - centre) ** 2 for q in y))
+    return across / spread if spread else None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and values[order[end]] == values[order[start]]:
+            end += 1
+        for i in order[start:end]:
+            ranks[i] = (start + end - 1) / 2
+        start = end
+    return ranks

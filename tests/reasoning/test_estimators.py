@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.estimators import Interval, auc, bootstrap, bootstrap_ratio, calibration_error, pass_at_k
+from reasoning.estimators import (
+    Interval,
+    auc,
+    bootstrap,
+    bootstrap_ratio,
+    brier,
+    calibration_error,
+    pass_at_k,
+    rank_correlation,
+)
 
 
 @pytest.mark.parametrize("samples", range(1, 8))
@@ -137,3 +146,25 @@ def test_calibration_error_golden():
     assert calibration_error([1.0, 0.0], [0.0, 1.0], [1.0, 1.0]) == 1.0
     assert calibration_error([0.5], [1.0], [0.0]) == 0.0
     assert calibration_error([math.inf, -math.inf], [1.0, 0.0], [0.0, 0.0]) == 0.0
+
+
+def test_brier_golden():
+    assert brier([0.8, 0.3], [2, 0], [0, 1]) == pytest.approx((2 * 0.04 + 0.09) / 3)
+    assert brier([0.5], [0], [0]) is None and brier([math.nan], [1], [0]) is None
+
+
+def test_rank_correlation_golden():
+    assert rank_correlation([1, 2, 3], [10, 20, 21]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # Ranks 0, 1.5, 1.5, 3 and 0, 1, 2, 3.
+    assert rank_correlation([1, 2, 2, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert rank_correlation([1], [1]) is None and rank_correlation([1, 1], [1, 2]) is None
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=2, max_size=12))
+def test_rank_correlation_sees_the_order_alone(pairs):
+    a, b = zip(*pairs, strict=True)
+    found = rank_correlation(a, b)
+    assert found is None or -1 - 1e-9 <= found <= 1 + 1e-9
+    stretched = rank_correlation([x**3 for x in a], [2 * x - 5 for x in b])
+    assert stretched == found if found is None else stretched == pytest.approx(found)
