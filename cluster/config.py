@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from learners.packing import Packing
 from reasoning.advantages import ConverterName, CreditSettings
 from reasoning.errors import InputError
+from reasoning.labels import LabelKind
 from reasoning.rewards import Decay, Phi, alpha_at
 from reasoning.search import SearchSettings
 from sandbox import Limits
@@ -147,8 +148,16 @@ class SftConfig(_Section):
 
 
 class PrmConfig(_Section):
-    """Process reward model: point-wise, soft labels, split by problem (method section 4)."""
+    """Process reward model, split by problem (method section 4)."""
 
+    objective: Literal["pointwise", "pairwise"] = Field(
+        default="pointwise", description="values of steps, or which of two siblings is better"
+    )
+    labels: LabelKind = Field(
+        default="soft", description="pass rates, or whether any of at least 8 terminals passes; of pointwise"
+    )
+    margin: float = Field(default=0.0, ge=0, le=100, description="of logits per difference of pass rates; of pairwise")
+    pairs: int = Field(default=16, ge=1, description="per problem at most; of pairwise")
     epochs: int = Field(default=1, ge=1, le=100)
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)

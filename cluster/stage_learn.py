@@ -13,7 +13,8 @@ from reasoning import calibration
 from reasoning.advantages import group_relative
 from reasoning.budgets import within_tokens
 from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
-from reasoning.records import Path, StepLabel, Trajectory, mean
+from reasoning.pairs import step_pairs
+from reasoning.records import Path, StepLabel, StepPair, Trajectory, mean
 from reasoning.steps import StepCodec, completion
 
 
@@ -88,15 +89,20 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     train, too_long = _choose_paths(run, seen, c.token_budget, solved_first=True)
     measure, _ = _choose_paths(run, unseen, c.token_budget // 2, solved_first=False)
     # After choosing: a step that several paths share is labelled in the first that is there.
-    chosen, measured = step_labels(train), step_labels(measure)
-    if not chosen:
-        return {"skipped": "no labelled step"}
+    chosen, measured = step_labels(train, c.labels), step_labels(measure)
+    pairs = step_pairs(train, c.pairs) if c.objective == "pairwise" else []
+    pairs = [pair for pair in pairs if _longest(pair) <= run.config.learner.max_tokens]
+    if not (pairs if c.objective == "pairwise" else chosen):
+        return {"skipped": "no two siblings far enough apart" if c.objective == "pairwise" else "no labelled step"}
     # From the policy, which knows the step format; the head is new.
-    prior = min(0.99, max(0.01, mean_target(chosen)))
+    prior = min(0.99, max(0.01, mean_target(step_labels(train))))
     fresh = dataclasses.replace(run.spec(run.policy, "value", c.learning_rate), prior=prior)
     run.workers.learner.load(fresh, run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
-    history = run.fit("prm", chosen, settings, round_)
+    if pairs:
+        history = run.fit("prm_pairs", pairs, settings, round_, "prm", margin=c.margin)
+    else:
+        history = run.fit("prm", chosen, settings, round_)
     steps = _scored(run, measured)
     quality, fitted = calibration.quality(steps), calibration.fit_steps(steps)
     run.log({f"prm/{k}": v for k, v in quality.items() if v is not None}, round_)
@@ -106,10 +112,12 @@ def prm(run: RunContext, round_: int) -> dict[str, Any]:
     usable = good_enough(quality["auc"], c.min_auc)
     run.state["prm"] = made if usable else None
     shown = f"AUC {quality['auc']:.3f}" if quality["auc"] is not None else "AUC unknown (one class only)"
-    note = f"{len(chosen)} paths, loss {history[-1]['prm/loss']:.3f}, {shown} on {len(measured)} unseen paths"
+    taught = f"{len(pairs)} pairs" if pairs else f"{len(chosen)} paths"
+    loss = history[-1]["prm_pairs/loss" if pairs else "prm/loss"]
+    note = f"{taught}, loss {loss:.3f}, {shown} on {len(measured)} unseen paths"
     if not usable:
         note += f"; refused: below prm.min_auc of {c.min_auc:g}, outcomes alone decide"
-    found = {"labels": len(chosen), "too_long": too_long, "usable": usable, **quality}
+    found = {"labels": len(chosen), "pairs": len(pairs), "too_long": too_long, "usable": usable, **quality}
     return {**found, "slope": fitted.slope, "bias": fitted.bias, "note": note}
 
 
@@ -133,6 +141,10 @@ def _choose_paths(run: RunContext, paths: list[Path], budget: int, solved_first:
 
 def _path_length(path: Path) -> int:
     return len(path.prompt_ids) + sum(len(s.header_ids) + len(s.token_ids) for s in path.steps)
+
+
+def _longest(pair: StepPair) -> int:
+    return len(pair.prefix_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def _scored(run: RunContext, labels: list[StepLabel]) -> list[calibration.Scored]:

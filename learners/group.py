@@ -48,7 +48,7 @@ class LearnerRank:
     def fit(
         self, objective: str, data: Sequence[Any], settings: training.FitSettings, **options: float
     ) -> list[dict[str, float]]:
-        """Run one of `sft`, `dpo`, `prm`, `rl`; returns the rows of metrics, one per optimizer step."""
+        """Run one of `sft`, `dpo`, `prm`, `prm_pairs`, `rl`; returns the rows of metrics, one per optimizer step."""
         self._use_threads()
         self._rows = []
         run: Callable[..., list[dict[str, float]]] = getattr(training, objective)

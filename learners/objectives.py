@@ -46,6 +46,16 @@ def step_bce(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()
 
 
+def bradley_terry(chosen: Tensor, rejected: Tensor, weights: Tensor, margins: Tensor | float = 0.0) -> Tensor:
+    """Pair-wise PRM loss: - sum_i w_i log sigmoid(chosen_i - rejected_i - margin_i) (paper 3.5, eq. 5; margins: Touvron
+    et al. 2023, Llama 2). Scalar.
+
+    `chosen`, `rejected`: logits of the better and of the worse step of each pair; `margins`: by how much the better one
+    should win, 0: by anything.
+    """
+    return -(weights * F.logsigmoid(chosen - rejected - margins)).sum()
+
+
 def clipped_policy_gradient(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -30,7 +30,7 @@ from learners.batches import (
 )
 from learners.learner import Learner
 from learners.packing import Packing, rows
-from reasoning.records import StepLabel, Trajectory, mean
+from reasoning.records import StepLabel, StepPair, Trajectory, mean
 
 T = TypeVar("T")
 Report = Callable[[dict[str, float]], None]
@@ -298,6 +298,31 @@ def prm(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings, re
         return objectives.step_bce(logits, targets, weights * weight), {}
 
     return _train(learner, labels, settings, _tokens, lambda x: float(sum(x.weights)), loss_of, report, "prm")
+
+
+def prm_pairs(
+    learner: Learner, pairs: Sequence[StepPair], settings: FitSettings, report: Report, margin: float = 0.0
+) -> list[dict[str, float]]:
+    """Pair-wise PRM: of two steps after the same prefix, the better one's value above the worse one's (Bradley-Terry).
+
+    `margin`: how much of the difference of their pass rates the difference of the logits should have beyond 0; 0: none.
+    Rows hold `prm_pairs/accuracy`, the weighted share of pairs in the right order before the update.
+    """
+
+    def both(pair: StepPair) -> list[tuple[int, ...]]:
+        return [pair.prefix_ids + pair.chosen_ids, pair.prefix_ids + pair.rejected_ids]
+
+    def loss_of(model: Any, group: _Group[StepPair], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        chosen, rejected = ([both(pair)[n] for pair in group.items] for n in (0, 1))
+        sequences = [*chosen, *rejected]
+        batch = _batch(sequences, [[len(ids) - 1] for ids in sequences], group.rows * 2, settings)
+        better, worse = model(**batch.inputs).split(len(group.items))
+        weights = weight * torch.tensor([pair.weight for pair in group.items])
+        margins = margin * torch.tensor([pair.margin for pair in group.items])
+        right = weights * (better > worse).float()
+        return objectives.bradley_terry(better, worse, weights, margins), {"accuracy": right.sum()}
+
+    return _train(learner, pairs, settings, both, lambda pair: pair.weight, loss_of, report, "prm_pairs")
 
 
 def step_scores(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings) -> list[list[float]]:

@@ -128,6 +128,43 @@ def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(lo
         group.close()
 
 
+def test_of_two_siblings_the_better_one_comes_out_above(local_ray, tiny):
+    from learners.group import LearnerGroup
+    from reasoning.records import StepLabel, StepPair
+
+    group = LearnerGroup(1, 1)
+    try:
+        group.load(spec(tiny, kind="value", rate=3e-3), seed=0)
+        pairs = [
+            StepPair(
+                problem_id="p",
+                tree_id="t",
+                prefix_ids=e.token_ids,
+                chosen_ids=(7, n + 1),
+                rejected_ids=(8, n + 1),
+                chosen_value=1.0,
+                rejected_value=0.0,
+                margin=1.0,
+                weight=0.5,
+            )
+            for n, e in enumerate(examples())
+        ]
+        rows = []
+        group.fit("prm_pairs", pairs, settings(epochs=12), 120, rows.append, margin=0.5)
+        assert rows[-1]["prm_pairs/accuracy"] == 1.0
+        assert rows[-1]["prm_pairs/loss"] < rows[0]["prm_pairs/loss"] / 2
+        ends = {"targets": (0.0,), "weights": (0.0,), "problem_id": "p"}
+        for pair in pairs:
+            labels = [
+                StepLabel(token_ids=ids, ends=(len(ids) - 1,), **ends)
+                for ids in (pair.prefix_ids + pair.chosen_ids, pair.prefix_ids + pair.rejected_ids)
+            ]
+            (better,), (worse,) = group.step_scores(labels, settings(), 60)
+            assert better > worse
+    finally:
+        group.close()
+
+
 def test_dpo_widens_the_margin(local_ray, tiny):
     from learners.batches import PreferenceExample
     from learners.group import LearnerGroup

@@ -54,6 +54,25 @@ def test_only_a_fall_beyond_the_bound_is_too_far(change, most_drop):
     assert not objectives.fell_too_far(-most_drop, most_drop)
 
 
+def test_bradley_terry_golden_and_margins():
+    loss = objectives.bradley_terry(
+        torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0])
+    )
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) + 0.5 * math.log(1 + math.exp(3)))
+
+
+@given(vectors)
+def test_bradley_terry_is_log_2_where_nothing_is_told_apart_and_falls_with_the_difference(rows):
+    better, worse, _, weights = columns(rows)
+    weights = weights.abs()
+    same = objectives.bradley_terry(better, better, weights)
+    assert same.item() == pytest.approx(weights.sum().item() * math.log(2))
+    apart = objectives.bradley_terry(better.maximum(worse), better.minimum(worse), weights)
+    assert apart.item() <= same.item() + 1e-9
+    shifted = objectives.bradley_terry(better + 3, worse + 3, weights)
+    assert shifted.item() == pytest.approx(objectives.bradley_terry(better, worse, weights).item(), abs=1e-9)
+
+
 def test_step_bce_golden_and_weights():
     logits = torch.tensor([0.0, 2.0])
     loss = objectives.step_bce(logits, torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.5]))
