@@ -202,6 +202,9 @@ class EvalConfig(_Section):
     temperature: float = Field(default=0.6, gt=0, le=2)
     greedy: bool = True
     problems: int = Field(default=16, ge=1, description="held-out problems at most")
+    rollback: float = Field(
+        default=0.2, ge=0, le=1, description="go back to the best policy where pass@1 is lower by more; 1: never"
+    )
 
 
 class WandbConfig(_Section):
@@ -220,6 +223,9 @@ class RunConfig(_Section):
     ids: tuple[str, ...] = Field(default=(), description="only these problems; all where empty")
     skip_bad_rows: bool = Field(default=False, description="go on without the bad rows of a problem file, naming each")
     rounds: int = Field(default=1, ge=1, le=10_000)
+    patience: int = Field(
+        default=0, ge=0, description="rounds without a better held-out pass@1 after which training ends; 0: never"
+    )
     engine: EngineConfig = EngineConfig()
     learner: LearnerConfig = LearnerConfig()
     sandbox: SandboxConfig = SandboxConfig()

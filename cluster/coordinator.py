@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from cluster import best
 from cluster.context import RunContext
 from cluster.stage_eval import evaluate
 from cluster.stage_learn import policy_rl, policy_sft, prm
@@ -44,13 +45,18 @@ class Coordinator:
         self.done: dict[str, Any] = run.state.setdefault("stages", {})
 
     def go(self) -> None:
-        """Everything from the evaluation before to the evaluation after the last round."""
+        """Everything from the evaluation before to the evaluation after the last round, or after that by which nothing
+        has got better for long enough."""
         self.stage("eval before", 0, lambda run, round_: evaluate(run, round_, "before"))
         for round_ in range(1, self.run.config.rounds + 1):
             for name, work in ROUND:
                 self.stage(name, round_, work)
             self.stage("eval after", round_, lambda run, r: evaluate(run, r, f"after-round-{r}"))
-            self._keep_best(round_)
+            if self._settle(round_):
+                self.run.display.message(
+                    f"no gain on held-out problems in {self.run.config.patience} rounds: that is it"
+                )
+                return
 
     def names(self) -> list[str]:
         """The stages as they are shown."""
@@ -118,16 +124,26 @@ class Coordinator:
         texts = [problems[d.problem_id].question + "\n" + render(d.steps) for d in chosen]
         return [run.tokens.encode(text)[:PROBE_TOKENS] for text in texts]
 
-    def _keep_best(self, round_: int) -> None:
-        """Remember the checkpoint with the best held-out pass@1; the model of the start counts too."""
-        best = self.run.state.get("best")
-        candidates = [(0, self.done["0/eval before"]["pass_at_1"], ""), (round_, 0.0, self.run.state.get("policy", ""))]
-        candidates[1] = (round_, self.done[f"{round_}/eval after"]["pass_at_1"], candidates[1][2])
-        for number, rate, policy in candidates:
-            if best is None or rate > best["pass_at_1"]:
-                best = {"round": number, "pass_at_1": rate, "policy": policy}
-        self.run.state["best"] = best
+    def _settle(self, round_: int) -> bool:
+        """Remember the best policy on held-out problems, and go back to it where the round made things much worse.
+        Returns whether training ends here."""
+        run = self.run
+        history = best.measured(self.done, round_)
+        found = best.best(history)
+        run.state["best"] = found.record()
+        # A resumed run comes by again, perhaps with a later round begun.
+        latest = not any(key.startswith(f"{round_ + 1}/") for key in self.done)
+        if latest and best.fell(history, run.config.eval.rollback) and run.state.get("policy", "") != found.policy:
+            run.state.update(policy=found.policy, shots=found.shots)
+            run.serve(run.policy, round_)
+            run.tell_prompts()
+            run.log({"alarm/rolled_back_to_round": found.round}, round_)
+            run.display.message(
+                f"pass@1 fell from {found.pass_at_1:.3f} to {history[-1].pass_at_1:.3f}: "
+                f"going on with the policy of {f'round {found.round}' if found.round else 'the start'}"
+            )
         self.save()
+        return best.converged(history, run.config.patience)
 
     def _label(self, name: str, round_: int) -> str:
         return name if self.run.config.rounds == 1 or name == "eval before" else f"{name} (round {round_})"

@@ -59,6 +59,7 @@ def evaluate(run: RunContext, round_: int, name: str) -> dict[str, Any]:
         "samples": c.samples,
         "greedy": greedy_rate,
         "shots": run.shots,
+        "policy": run.state.get("policy", ""),
         "lost": lost,
         "rates": rates,
         "note": f"pass@1 {interval}",

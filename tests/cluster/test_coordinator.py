@@ -18,9 +18,15 @@ class Display:
         return lambda *args, **kwargs: self.calls.append((name, *args))
 
 
+class Context(SimpleNamespace):
+    @property
+    def policy(self):
+        return self.state["policy"]
+
+
 def run(state):
     saved = []
-    return SimpleNamespace(
+    return Context(
         state=state,
         stop=Stop(),
         display=Display(),
@@ -62,3 +68,65 @@ def test_no_stage_starts_after_a_signal():
     context.stop.signal = "SIGINT"
     with pytest.raises(Interrupted):
         Coordinator(context).stage("tcg", 1, lambda r, n: pytest.fail("started"))
+
+
+# --- rounds ---
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Runs rounds in which nothing happens but that the policy changes and is measured to be `rates`; returns the
+    context, with what was served."""
+
+    def go(rates, rounds, state=None, rollback=0.2, patience=0):
+        def learn(context, round_):
+            context.state.update(policy=f"checkpoints/policy-round-{round_}", shots=0)
+            return {}
+
+        def evaluate(context, round_, name):
+            policy = context.state.get("policy", "")
+            return {"pass_at_1": rates[round_], "policy": policy, "shots": context.state["shots"]}
+
+        monkeypatch.setattr("cluster.coordinator.ROUND", (("tcg", lambda *_: {}), ("policy_rl", learn)))
+        monkeypatch.setattr("cluster.coordinator.evaluate", evaluate)
+        context = run(state if state is not None else {"shots": 2})
+        context.config = SimpleNamespace(rounds=rounds, patience=patience, eval=SimpleNamespace(rollback=rollback))
+        context.served = []
+        context.serve = lambda model, round_: context.served.append(model)
+        context.tell_prompts = lambda: None
+        Coordinator(context).go()
+        return context
+
+    return go
+
+
+def test_the_best_policy_is_remembered_and_small_losses_are_gone_on_from(train):
+    context = train([0.1, 0.3, 0.2, 0.25], 3)
+    assert context.state["best"]["policy"] == "checkpoints/policy-round-1"
+    assert context.state["policy"] == "checkpoints/policy-round-3" and context.served == []
+
+
+def test_a_round_that_makes_it_much_worse_is_undone(train):
+    context = train([0.1, 0.5, 0.2], 2)
+    assert context.state["policy"] == "checkpoints/policy-round-1" and context.state["shots"] == 0
+    assert context.served == ["checkpoints/policy-round-1"]
+    assert any(call[0] == "message" and "fell from 0.500 to 0.200" in call[1] for call in context.display.calls)
+
+
+def test_the_model_of_the_start_may_be_the_best_with_its_demonstrations(train):
+    context = train([0.6, 0.1], 1)
+    assert (context.state["policy"], context.state["shots"], context.served) == ("", 2, [""])
+
+
+def test_a_later_round_that_has_begun_is_not_undone_by_a_resume(train):
+    context = train([0.1, 0.5, 0.2], 2, rollback=1.0)
+    context.state["stages"]["3/tcg"] = {"seconds": 1.0}
+    before = dict(context.state)
+    again = train([0.1, 0.5, 0.2, 0.2], 2, state=context.state, rollback=0.2)
+    assert again.served == [] and again.state["policy"] == before["policy"]
+
+
+def test_training_ends_after_rounds_without_gain(train):
+    context = train([0.1, 0.3, 0.2, 0.3, 0.9], 4, patience=2)
+    assert "3/eval after" in context.state["stages"] and "4/tcg" not in context.state["stages"]
+    assert "4/tcg" in train([0.1, 0.3, 0.2, 0.31, 0.9], 4, patience=2).state["stages"]
