@@ -187,6 +187,12 @@ class RlConfig(_Section):
     softmin_temperature: float = Field(default=0.1, gt=0, le=100, description="of phi min_soft")
     clip: float = Field(default=0.2, gt=0, lt=1)
     truncation: float = Field(default=2.0, ge=1, description="largest importance weight")
+    sequence_bound: float = Field(
+        default=5.0, ge=1, description="paths whose mean importance weight per token is beyond it count for nothing"
+    )
+    kl_weight: float = Field(
+        default=0.0, ge=0, le=100, description="of the KL divergence from the policy after the first SFT; 0: none"
+    )
     token_budget: int = Field(default=20_000, ge=512, description="training tokens per epoch")
 
     def credit(self, round_: int, rounds: int) -> CreditSettings:

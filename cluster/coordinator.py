@@ -31,7 +31,7 @@ ROUND: tuple[tuple[str, Stage], ...] = (
 )
 ESTIMATES = {"eval before": 75, "tcg": 90, "suites": 60, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
 ESTIMATES |= {"new_data": 90, "eval after": 75, "start": 30}
-MODELS = ("policy", "shots", "prm", "tcg_sft", "tcg")
+MODELS = ("policy", "shots", "reference", "prm", "tcg_sft", "tcg")
 """Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 96

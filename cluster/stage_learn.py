@@ -10,7 +10,7 @@ from cluster.rollouts import Chain, sample_chains
 from learners.batches import Example
 from learners.models import calibrate_head
 from reasoning import calibration
-from reasoning.advantages import group_relative
+from reasoning.advantages import group_relative, with_reference
 from reasoning.budgets import within_tokens
 from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
 from reasoning.pairs import step_pairs
@@ -44,6 +44,7 @@ def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
     history = run.fit("sft", kept, run.fit_settings(c.batch_size, c.epochs), round_)
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}-sft")
     run.state["shots"] = 0  # it has learnt the step format
+    run.state.setdefault("reference", run.state["policy"])
     run.publish_learner(round_, run.policy)
     run.tell_prompts()
     loss = history[-1]["sft/loss"]
@@ -187,11 +188,15 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     solved = sum(p.solved for p in paths)
     if not chosen:
         return {"skipped": f"no group of {len(paths)} paths has anything to tell apart"}
+    chosen = _with_reference(run, chosen)
     run.store.write_records("trajectories", f"round-{round_}", chosen)
     run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     run.log({"rl/alpha": credit.alpha}, round_)
-    history = run.fit("rl", chosen, settings, round_, clip=c.clip, truncation=c.truncation)
+    bounds = {"clip": c.clip, "truncation": c.truncation, "sequence_bound": c.sequence_bound}
+    history = run.fit("rl", chosen, settings, round_, **bounds, kl_weight=c.kl_weight)
+    if not history:
+        return {"skipped": f"the learner would have drawn none of {len(chosen)} paths: mismatch of the sampler"}
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
     sync = run.publish_learner(round_, run.policy)
     run.tell_prompts()
@@ -206,6 +211,16 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
         "version": sync.version,
         "note": f"{len(paths)} paths, {solved} passed; trained on {len(chosen)}; mismatch KL {kl:.4f}",
     }
+
+
+def _with_reference(run: RunContext, chosen: list[Trajectory]) -> list[Trajectory]:
+    """The trajectories with the log-probabilities of the policy that the learner is kept near to, where it is."""
+    if not run.config.rl.kl_weight:
+        return chosen
+    reference = run.dir.path / run.state["reference"] if run.state.get("reference") else run.model
+    run.workers.learner.load(run.spec(reference, "policy", 1e-6), run.config.seed)
+    found = run.workers.learner.token_logprobs(chosen, run.fit_settings(1, 1), run.config.learner.deadline_s)
+    return [with_reference(trajectory, values) for trajectory, values in zip(chosen, found, strict=True)]
 
 
 def _sample_groups(run: RunContext, round_: int) -> list[Path]:

@@ -62,6 +62,10 @@ class LearnerRank:
         self._use_threads()
         return training.completion_logprobs(self._learner, examples, settings)
 
+    def token_logprobs(self, trajectories: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+        self._use_threads()
+        return training.token_logprobs(self._learner, trajectories, settings)
+
     def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
         self._use_threads()
         return training.sequence_logprobs(self._learner, sequences, settings)
@@ -152,6 +156,13 @@ class LearnerGroup:
         work."""
         shared = ray.put(list(examples))
         return self._all("completion_logprobs", shared, settings, deadline=deadline_s)[0]
+
+    def token_logprobs(
+        self, trajectories: Sequence[Any], settings: training.FitSettings, deadline_s: float
+    ) -> list[list[float]]:
+        """Of every trajectory the policy's log-probabilities of the tokens under its mask; the ranks share the work."""
+        shared = ray.put(list(trajectories))
+        return self._all("token_logprobs", shared, settings, deadline=deadline_s)[0]
 
     def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
         """The policy's log-probabilities, for the probe of a weight sync."""

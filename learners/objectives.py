@@ -5,6 +5,8 @@ Shapes: (N,) vectors over the selected tokens (or steps, or pairs) of a micro-ba
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,8 +81,21 @@ def clipped_policy_gradient(
     free = ratio * advantages
     bounded = ratio.clamp(1 - clip, 1 + clip) * advantages
     with torch.no_grad():
-        stats = {"clipped": (bounded < free).float().sum(), "kl_old": ((-log_ratio).exp() - 1 + log_ratio).sum()}
+        stats = {"clipped": (bounded < free).float().sum(), "kl_old": k3(logprobs, old_logprobs).sum()}
     return -(weight * torch.minimum(free, bounded)).sum(), stats
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """(N,) unbiased, never negative estimates of KL(pi || reference) in nats on tokens drawn from pi: r - 1 - log r
+    with r = reference / pi (Schulman 2020, "Approximating KL divergence"; used as a loss by Shao et al. 2024)."""
+    log_ratio = reference - logprobs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def in_bounds(log_ratios: Tensor, bound: float) -> bool:
+    """Whether a sequence is near enough to what the learner would draw: the geometric mean of its tokens' importance
+    weights, whose logs are given (N,), is within [1 / bound, bound]. One without tokens is."""
+    return not log_ratios.numel() or abs(log_ratios.mean().item()) <= math.log(bound)
 
 
 def mismatch(old_logprobs: Tensor, sampler_logprobs: Tensor, truncation: float) -> dict[str, float]:

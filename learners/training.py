@@ -7,6 +7,7 @@ dealt out, and a rank without one computes a copy that counts for nothing, so th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -352,6 +353,32 @@ def _pick(values: Sequence[Sequence[float]], group: Sequence[Trajectory]) -> Ten
     return torch.tensor([v[p + 1] for v, t in zip(values, group, strict=True) for p in predicted(t.loss_mask)])
 
 
+def _trajectory_batch(group: _Group[Trajectory], settings: FitSettings) -> dict[str, Any]:
+    """What the model is called with."""
+    batch = _learnt(group.items, group.rows, settings)
+    temperature = torch.tensor([t.temperature for t in group.items])[batch.owners]
+    return {**batch.inputs, "targets": batch.targets, "temperature": temperature}
+
+
+def token_logprobs(learner: Learner, trajectories: Sequence[Trajectory], settings: FitSettings) -> list[list[float]]:
+    """Of each trajectory the policy's log-probabilities, at its temperature, of the tokens under its mask.
+
+    Every rank is given all and returns all, but computes only its share of the micro-batches.
+    """
+    counts = [len(predicted(t.loss_mask)) for t in trajectories]
+    starts = [0, *itertools.accumulate(counts)]
+    flat = [0.0] * starts[-1]
+    with _measuring(learner) as model:
+        for group, weight in _deal(range(len(counts)), lambda i: _tokens(trajectories[i]), settings, learner):
+            own = _Group([trajectories[i] for i in group.items], group.rows)
+            values = model(**_trajectory_batch(own, settings))[0].tolist() if group.items else []
+            for i in group.items if weight else ():
+                before = sum(counts[j] for j in group.items[: group.items.index(i)])
+                flat[starts[i] : starts[i + 1]] = values[before : before + counts[i]]
+    flat = learner.all_sum_list(flat)
+    return [flat[a:b] for a, b in itertools.pairwise(starts)]
+
+
 def rl(
     learner: Learner,
     trajectories: Sequence[Trajectory],
@@ -359,42 +386,40 @@ def rl(
     clip: float,
     truncation: float,
     report: Report,
+    kl_weight: float = 0.0,
+    sequence_bound: float = math.inf,
 ) -> list[dict[str, float]]:
     """Group-relative policy gradient: PPO-clip per token with truncated importance weights (method section 5).
 
     Before the first step the learner's own log-probabilities are computed; their distance from the sampler's is
     reported with every step as `rl/mismatch_kl`, `rl/ess`, `rl/truncated`.
+
+    `kl_weight`: of the k3 estimate of KL(policy || reference) per token in the loss; the reference's log-probabilities
+    are those of the trajectories. `sequence_bound`: a trajectory whose mean importance weight (geometric, per token) is
+    not within [1 / bound, bound] counts for nothing; how many is reported as `rl/masked_sequences`.
+
+    Raises ValueError for a `kl_weight` above 0 where a trajectory has no reference, and for a bound below 1.
     """
-
-    def batch_of(group: _Group[Trajectory]) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
-        """What the model is called with; the owners of the outputs; the sampler's log-probabilities; advantages."""
-        own = group.items
-        batch = _learnt(own, group.rows, settings)
-        temperature = torch.tensor([t.temperature for t in own])[batch.owners]
-        inputs = {**batch.inputs, "targets": batch.targets, "temperature": temperature}
-        return inputs, batch.owners, _pick([t.logprobs for t in own], own), _pick([t.advantages for t in own], own)
-
-    old: dict[int, Tensor] = {}
-    drawn: list[Tensor] = []
+    _check_rl(trajectories, kl_weight, sequence_bound)
     started = time.monotonic()
-    with torch.no_grad():
-        for group in _groups(trajectories, _tokens, settings):
-            inputs, owners, sampler, _ = batch_of(group)
-            logprobs, _ = learner.model(**inputs)
-            counts = owners.bincount(minlength=len(group.items)).tolist()
-            for trajectory, values in zip(group.items, logprobs.split(counts), strict=True):
-                old[id(trajectory)] = values
-            drawn.append(torch.stack([logprobs, sampler]))
-    seen = torch.cat(drawn, dim=1) if drawn else torch.zeros(2, 0)
-    off_policy = objectives.mismatch(seen[0], seen[1], truncation)
+    old = [torch.tensor(values) for values in token_logprobs(learner, trajectories, settings)]
+    drawn = [_pick([t.logprobs], [t]) for t in trajectories]
+    off_policy = objectives.mismatch(torch.cat([*old, torch.zeros(0)]), torch.cat([*drawn, torch.zeros(0)]), truncation)
+    kept = [objectives.in_bounds(a - b, sequence_bound) for a, b in zip(old, drawn, strict=True)]
+    off_policy["masked_sequences"] = float(len(kept) - sum(kept))
     off_policy["old_logprobs_s"] = time.monotonic() - started
 
-    def loss_of(model: Any, group: _Group[Trajectory], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        inputs, _, sampler, advantages = batch_of(group)
+    def loss_of(model: Any, group: _Group[int], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        own = [trajectories[i] for i in group.items]
+        inputs = _trajectory_batch(_Group(own, group.rows), settings)
         logprobs, entropy = model(**inputs, with_entropy=True)
-        before = torch.cat([old[id(t)] for t in group.items])
+        before, sampler = (torch.cat([values[i] for i in group.items]) for values in (old, drawn))
+        advantages = _pick([t.advantages for t in own], own)
         loss, stats = objectives.clipped_policy_gradient(logprobs, before, sampler, advantages, clip, truncation)
         stats["entropy"] = entropy.sum()
+        if kl_weight:
+            far = objectives.k3(logprobs, _pick([t.reference_logprobs for t in own], own)).sum()
+            loss, stats["kl_reference"] = loss + kl_weight * far, far.detach()
         return loss * weight, {name: weight * value for name, value in stats.items()}
 
     def tell(row: dict[str, float]) -> None:
@@ -404,11 +429,18 @@ def rl(
 
     return _train(
         learner,
-        trajectories,
+        [i for i, near in enumerate(kept) if near],
         settings,
-        _tokens,
-        lambda t: float(sum(t.loss_mask)),
+        lambda i: _tokens(trajectories[i]),
+        lambda i: float(sum(trajectories[i].loss_mask)),
         loss_of,
         tell,
         "rl",
     )
+
+
+def _check_rl(trajectories: Sequence[Trajectory], kl_weight: float, sequence_bound: float) -> None:
+    if not sequence_bound >= 1:
+        raise ValueError(f"sequence_bound: got {sequence_bound}; use 1 or more, such as 2, or inf for no bound")
+    if kl_weight and not all(t.reference_logprobs for t in trajectories):
+        raise ValueError(f"kl_weight: got {kl_weight} without a reference; use 0, or trajectories that have one")

@@ -212,3 +212,10 @@ def _trajectory(path: Path, per_step: Sequence[float]) -> Trajectory:
         temperature=path.temperature,
         weight_versions=tuple(versions),
     )
+
+
+def with_reference(trajectory: Trajectory, logprobs: Sequence[float]) -> Trajectory:
+    """The trajectory with a reference policy's log-probabilities of the tokens under its mask, in their order."""
+    known = iter(logprobs)
+    spread = tuple(next(known) if counts else 0.0 for counts in trajectory.loss_mask)
+    return trajectory.model_copy(update={"reference_logprobs": spread})

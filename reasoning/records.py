@@ -238,7 +238,8 @@ class Trajectory(Record):
     """What the policy learner trains on; all sequences have the length of `token_ids`.
 
     `loss_mask`: 1 on sampled tokens, 0 on prompt and headers. `logprobs`: the sampler's, 0 where masked.
-    `advantages`: per token, 0 where masked.
+    `advantages`: per token, 0 where masked. `reference_logprobs`: of the policy that the learner is kept near to, at
+    the same temperature; empty where there is none.
     """
 
     problem_id: str
@@ -246,6 +247,7 @@ class Trajectory(Record):
     loss_mask: tuple[int, ...]
     logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
+    reference_logprobs: tuple[float, ...] = ()
     outcome: float
     temperature: float = Field(default=1.0, gt=0)
     weight_versions: tuple[int, ...] = ()

@@ -132,3 +132,24 @@ def test_mismatch_bounds(rows):
     assert 0 <= report["truncated"] <= 1
     same = objectives.mismatch(old, old, 2.0)
     assert same == {"mismatch_kl": 0.0, "ess": pytest.approx(1.0), "truncated": 0.0}
+
+
+def test_k3_golden_and_gradient():
+    logprobs = torch.tensor([math.log(0.5), math.log(0.2)], requires_grad=True)
+    found = objectives.k3(logprobs, torch.tensor([math.log(0.25), math.log(0.2)]))
+    assert found.tolist() == pytest.approx([0.5 - 1 + math.log(2), 0.0], abs=1e-6)
+    found.sum().backward()
+    assert logprobs.grad.tolist() == pytest.approx([1 - 0.5, 0.0], abs=1e-6)
+
+
+@given(vectors)
+def test_k3_is_never_negative(rows):
+    logprobs, reference, *_ = columns(rows)
+    assert (objectives.k3(logprobs, reference) >= -1e-12).all()
+
+
+def test_sequences_are_in_bounds_by_their_mean():
+    assert objectives.in_bounds(torch.tensor([1.0, -1.0, 0.5]), 1.5)
+    assert not objectives.in_bounds(torch.tensor([1.0, 1.0]), 2.0)
+    assert not objectives.in_bounds(torch.tensor([-1.0]), 2.0)
+    assert objectives.in_bounds(torch.tensor([9.0]), math.inf) and objectives.in_bounds(torch.zeros(0), 1.0)

@@ -15,6 +15,7 @@ from made_learning import settings
 from learners import training
 from learners.batches import Example, PreferenceExample
 from learners.learner import StepResult
+from reasoning.records import Trajectory
 
 
 class StandIn:
@@ -33,10 +34,10 @@ class StandIn:
     def train(self):
         self.training = True
 
-    def __call__(self, token_ids, attention, positions, select, gather, targets):
+    def __call__(self, token_ids, attention, positions, select, gather, targets, temperature=None, with_entropy=False):
         self.forwards += 1
         self.graded += torch.is_grad_enabled() or self.training
-        return -targets.float() / 10 + self.drift * self.steps, None
+        return -targets.float() / 10 + self.drift * self.steps, torch.ones(len(targets)) if with_entropy else None
 
     def all_sum_list(self, values):
         self.sent.append(values)
@@ -172,4 +173,71 @@ def test_values_that_make_no_sense_are_refused_before_any_work(field, value):
     learner = StandIn()
     with pytest.raises(ValueError, match=f"^{field}: got {value}; use "):
         dpo(learner, [pair((1,), (2,))], **{field: value})
+    assert learner.forwards == 0
+
+
+# --- trajectories ---
+
+
+def trajectory(ids, sampler=None, advantage=1.0, reference=()):
+    """One prompt token, then sampled ones; the sampler's log-probabilities are those of the stand-in unless given."""
+    logprobs = [-t / 10 for t in ids] if sampler is None else sampler
+    return Trajectory(
+        problem_id="p",
+        token_ids=(1, *ids),
+        loss_mask=(0, *[1] * len(ids)),
+        logprobs=(0.0, *logprobs),
+        advantages=(0.0, *[advantage] * len(ids)),
+        outcome=1.0,
+        reference_logprobs=(0.0, *reference) if reference else (),
+    )
+
+
+def rl(learner, trajectories, **options):
+    fit = settings(batch_size=8, epochs=1, micro_tokens=256)
+    return training.rl(learner, trajectories, fit, 0.2, 2.0, lambda row: None, **options)
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=40), max_size=9),
+    st.integers(1, 3),
+    st.sampled_from(["padded", "packed", "tree"]),
+)
+def test_ranks_share_the_tokens_of_trajectories(sequences, world, packing):
+    ranks = [StandIn(rank, world) for rank in range(world)]
+    made = [trajectory(ids) for ids in sequences]
+    parts = [training.token_logprobs(r, made, settings(micro_tokens=128, packing=packing)) for r in ranks]
+    for n, ids in enumerate(sequences):
+        own = [part[n] for part in parts]
+        assert [sum(values) for values in zip(*own, strict=True)] == pytest.approx([-t / 10 for t in ids])
+        assert sum(any(values) for values in own) == 1
+    assert len({rank.forwards for rank in ranks}) == 1
+
+
+def test_paths_that_the_learner_would_not_have_drawn_count_for_nothing():
+    near, far = trajectory([5, 6]), trajectory([5, 6], sampler=[-3.0, -3.0])
+    (row,) = rl(StandIn(), [near, far, near], sequence_bound=4.0)
+    assert row["rl/masked_sequences"] == 1 and row["rl/loss"] == pytest.approx(-1.0)
+    (row,) = rl(StandIn(), [near, far, near])
+    # Of the far one every token weighs at most 2.
+    assert row["rl/masked_sequences"] == 0 and row["rl/loss"] == pytest.approx(-(1 + 2 + 1) / 3)
+    assert rl(StandIn(), [far], sequence_bound=4.0) == []
+
+
+def test_distance_from_a_reference_is_part_of_the_loss():
+    made = [trajectory([5, 6], advantage=0.0, reference=[-0.5, -1.6])]
+    (row,) = rl(StandIn(), made, kl_weight=0.5)
+    # The second token is e times less likely under the reference.
+    k3 = math.exp(-1) - 1 + 1
+    assert row["rl/kl_reference"] == pytest.approx(k3 / 2)
+    assert row["rl/loss"] == pytest.approx(0.5 * k3 / 2)
+    assert "rl/kl_reference" not in rl(StandIn(), made)[0]
+
+
+@pytest.mark.parametrize("options, says", [({"kl_weight": 1.0}, "kl_weight"), ({"sequence_bound": 0.5}, "sequence_b")])
+def test_settings_of_rl_that_make_no_sense_are_refused(options, says):
+    learner = StandIn()
+    with pytest.raises(ValueError, match=rf"^{says}\w*: got .*; use "):
+        rl(learner, [trajectory([5])], **options)
     assert learner.forwards == 0

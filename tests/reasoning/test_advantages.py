@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
 
-from reasoning.advantages import CONVERTERS, CreditSettings, group_relative, leave_one_out, standardised
+from reasoning.advantages import CONVERTERS, CreditSettings, group_relative, leave_one_out, standardised, with_reference
 from reasoning.records import Action
 
 rewards = st.lists(st.floats(0, 1), min_size=2, max_size=12)
@@ -234,3 +234,9 @@ def test_rewards_of_steps_can_be_part_of_the_reward_of_the_path(phi):
     assert found[100].advantages[3] == pytest.approx(0.4, abs=1e-3)
     for key in (101, 102):
         assert found[key].advantages[3] == pytest.approx(-0.2, abs=1e-3)
+
+
+def test_a_reference_stands_at_the_tokens_that_count():
+    (first, _) = group_relative(numbered([1.0, 0.0]), {}, CreditSettings())
+    found = with_reference(first, [-1.0, -2.0, -3.0, -4.0])
+    assert found.reference_logprobs == (0, 0, 0, -1.0, -2.0, 0, -3.0, -4.0)
