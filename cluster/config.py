@@ -176,6 +176,13 @@ class RlConfig(_Section):
     epochs: int = Field(default=1, ge=1, le=16)
     batch_size: int = Field(default=24, ge=1)
     learning_rate: float = Field(default=1e-5, gt=0, lt=1)
+    algorithm: Literal["policy_gradient", "dpo"] = Field(
+        default="policy_gradient",
+        description="PPO-clip on advantages, or DPO of paths that pass against some that fail",
+    )
+    pairs: int = Field(default=2, ge=1, description="per problem at most; of dpo")
+    beta: float = Field(default=0.1, gt=0, le=10, description="of dpo")
+    sft_weight: float = Field(default=0.2, ge=0, le=100, description="of the passing path's likelihood; of dpo")
     advantage: ConverterName = Field(
         default="leave_one_out", description="how rewards of a problem's paths become advantages of their steps"
     )

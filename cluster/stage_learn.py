@@ -7,13 +7,13 @@ from typing import Any
 
 from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
-from learners.batches import Example
+from learners.batches import Example, PreferenceExample
 from learners.models import calibrate_head
 from reasoning import calibration
 from reasoning.advantages import group_relative, with_reference
 from reasoning.budgets import within_tokens
 from reasoning.labels import held_out, label_counts, mean_target, solved_paths, step_labels
-from reasoning.pairs import step_pairs
+from reasoning.pairs import path_pairs, step_pairs
 from reasoning.records import Path, StepLabel, StepPair, Trajectory, mean
 from reasoning.steps import StepCodec, completion
 
@@ -173,10 +173,29 @@ def _problem(item: Path | Trajectory) -> str:
 
 
 def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
-    """Sample groups of paths with the current policy, score their steps with the PRM, and improve the policy."""
-    c = run.config.rl
+    """Sample groups of paths with the current policy, and improve it by what passed and, with a PRM, by its steps."""
     paths = _sample_groups(run, round_)
     run.store.write_paths(f"rl-round-{round_}", paths)
+    learn = _by_preference if run.config.rl.algorithm == "dpo" else _by_gradient
+    learnt = learn(run, round_, paths)
+    if "skipped" in learnt:
+        return learnt
+    run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
+    sync = run.publish_learner(round_, run.policy)
+    run.tell_prompts()
+    solved = sum(p.solved for p in paths)
+    return {
+        "paths": len(paths),
+        "passed": solved,
+        "mean_outcome": mean([p.value or 0.0 for p in paths]),
+        "version": sync.version,
+        **learnt,
+        "note": f"{len(paths)} paths, {solved} passed; trained on {learnt['note']}",
+    }
+
+
+def _by_gradient(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:
+    c = run.config.rl
     credit = c.credit(round_, run.config.rounds)
     scores = _process_scores(run, paths) if credit.alpha < 1 else {}
     if not scores:  # without a reward model the outcome is all that there is
@@ -185,32 +204,35 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     chosen, too_long = within_tokens(
         trajectories, _length, _problem, c.token_budget, run.config.learner.max_tokens, run.config.seed
     )
-    solved = sum(p.solved for p in paths)
     if not chosen:
         return {"skipped": f"no group of {len(paths)} paths has anything to tell apart"}
     chosen = _with_reference(run, chosen)
     run.store.write_records("trajectories", f"round-{round_}", chosen)
     run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
-    settings = run.fit_settings(c.batch_size, c.epochs)
     run.log({"rl/alpha": credit.alpha}, round_)
     bounds = {"clip": c.clip, "truncation": c.truncation, "sequence_bound": c.sequence_bound}
+    settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("rl", chosen, settings, round_, **bounds, kl_weight=c.kl_weight)
     if not history:
         return {"skipped": f"the learner would have drawn none of {len(chosen)} paths: mismatch of the sampler"}
-    run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
-    sync = run.publish_learner(round_, run.policy)
-    run.tell_prompts()
     kl = history[0]["rl/mismatch_kl"]
-    return {
-        "paths": len(paths),
-        "passed": solved,
-        "trajectories": len(chosen),
-        "too_long": too_long,
-        "mean_outcome": mean([p.value or 0.0 for p in paths]),
-        "mismatch_kl": kl,
-        "version": sync.version,
-        "note": f"{len(paths)} paths, {solved} passed; trained on {len(chosen)}; mismatch KL {kl:.4f}",
-    }
+    note = f"{len(chosen)}; mismatch KL {kl:.4f}"
+    return {"trajectories": len(chosen), "too_long": too_long, "mismatch_kl": kl, "note": note}
+
+
+def _by_preference(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:
+    """DPO against the policy as it is."""
+    c = run.config.rl
+    made = [PreferenceExample(*map(_path_example, pair)) for pair in path_pairs(paths, c.pairs)]
+    longest = run.config.learner.max_tokens
+    pairs = [p for p in made if max(len(p.chosen.token_ids), len(p.rejected.token_ids)) <= longest]
+    if not pairs:
+        return {"skipped": f"no problem has paths that pass and paths that fail among {len(paths)}"}
+    run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
+    settings = run.fit_settings(c.batch_size, c.epochs)
+    history = run.fit("dpo", pairs, settings, round_, "rl", beta=c.beta, sft_weight=c.sft_weight)
+    margin = history[-1]["dpo/margin"]
+    return {"pairs": len(pairs), "too_long": len(made) - len(pairs), "note": f"{len(pairs)} pairs; margin {margin:.3f}"}
 
 
 def _with_reference(run: RunContext, chosen: list[Trajectory]) -> list[Trajectory]:

@@ -94,8 +94,9 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 def in_bounds(log_ratios: Tensor, bound: float) -> bool:
     """Whether a sequence is near enough to what the learner would draw: the geometric mean of its tokens' importance
-    weights, whose logs are given (N,), is within [1 / bound, bound]. One without tokens is."""
-    return not log_ratios.numel() or abs(log_ratios.mean().item()) <= math.log(bound)
+    weights, whose logs are given (N,), is within [1 / bound, bound]. One without tokens is, and one whose weights are
+    no numbers: that is for the loss to find."""
+    return not log_ratios.numel() or not abs(log_ratios.mean().item()) > math.log(bound)
 
 
 def mismatch(old_logprobs: Tensor, sampler_logprobs: Tensor, truncation: float) -> dict[str, float]:

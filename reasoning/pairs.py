@@ -1,4 +1,4 @@
-"""Sibling pairs: the training data of the pair-wise PRM, from the paths of finished trees (method section 4)."""
+"""Pairs of which one is better: of sibling steps for the pair-wise PRM, of paths for DPO (method sections 4, 5)."""
 
 from __future__ import annotations
 
@@ -78,6 +78,29 @@ def step_pairs(paths: Iterable[Path], per_problem: int) -> list[StepPair]:
     for (problem_id, tree_id, prefix), siblings in _sibling_groups(paths).items():
         chosen.setdefault(problem_id, []).extend(_pairs(problem_id, tree_id, prefix, siblings))
     return [pair for pairs in chosen.values() for pair in _weighted(sorted(pairs, key=_rank)[:per_problem])]
+
+
+def path_pairs(paths: Iterable[Path], per_problem: int) -> list[tuple[Path, Path]]:
+    """Up to `per_problem` pairs of each problem for iterative DPO: a path whose program passes against one that does
+    not (method section 5).
+
+    The best first: the shortest of those that pass, with the least valued and then longest of those that fail; no path
+    is in two pairs. Paths that the infrastructure failed on are in none.
+    """
+    by_problem: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.complete and path.value is not None:
+            by_problem.setdefault(path.problem_id, []).append(path)
+    pairs: list[tuple[Path, Path]] = []
+    for own in by_problem.values():
+        passing = sorted((p for p in own if p.solved), key=_sampled_tokens)
+        failing = sorted((p for p in own if not p.solved), key=lambda p: (p.value or 0.0, -_sampled_tokens(p)))
+        pairs += list(zip(passing, failing, strict=False))[:per_problem]
+    return pairs
+
+
+def _sampled_tokens(path: Path) -> int:
+    return sum(len(step.token_ids) for step in path.steps)
 
 
 _Group = tuple[str, str, tuple[int, ...]]

@@ -152,4 +152,5 @@ def test_sequences_are_in_bounds_by_their_mean():
     assert objectives.in_bounds(torch.tensor([1.0, -1.0, 0.5]), 1.5)
     assert not objectives.in_bounds(torch.tensor([1.0, 1.0]), 2.0)
     assert not objectives.in_bounds(torch.tensor([-1.0]), 2.0)
+    assert objectives.in_bounds(torch.tensor([math.nan]), 2.0)
     assert objectives.in_bounds(torch.tensor([9.0]), math.inf) and objectives.in_bounds(torch.zeros(0), 1.0)

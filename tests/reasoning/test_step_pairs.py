@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_paths import path, step
 
 from reasoning.nodes import Judgement, Outcome
-from reasoning.pairs import MIN_MARGIN, required_margin, standard_error, step_pairs
+from reasoning.pairs import MIN_MARGIN, path_pairs, required_margin, standard_error, step_pairs
 from reasoning.records import Action, Sample
 from reasoning.search import SearchSettings
 from reasoning.tree import SearchTree
@@ -197,3 +197,16 @@ def test_pairs_are_siblings_far_apart_capped_and_weighted(paths, cap):
 def test_pairs_do_not_depend_on_the_order_of_paths(paths, cap, random):
     shuffled = random.sample(paths, len(paths))
     assert sorted(map(repr, step_pairs(shuffled, cap))) == sorted(map(repr, step_pairs(paths, cap)))
+
+
+def test_paths_that_pass_are_paired_with_the_worst_that_fail():
+    def made(value, tokens, problem="p"):
+        return path(problem, value, (step(Action.CODE, range(tokens)),))
+
+    right = [made(1.0, 9), made(1.0, 4)]
+    wrong = [made(0.6, 3), made(0.1, 3), made(0.1, 7)]
+    lost, alone = path(value=None), made(1.0, 3, "q")
+    found = path_pairs([*right, *wrong, lost, alone], 9)
+    assert found == [(right[1], wrong[2]), (right[0], wrong[1])]
+    assert path_pairs([*right, *wrong], 1) == found[:1]
+    assert path_pairs([lost, alone], 3) == []
