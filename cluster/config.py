@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from learners.packing import Packing
-from reasoning.advantages import ConverterName, CreditSettings
+from reasoning.advantages import AdvantageName, CreditSettings
 from reasoning.errors import InputError
 from reasoning.labels import LabelKind
 from reasoning.rewards import Decay, Phi, alpha_at
@@ -183,14 +183,15 @@ class RlConfig(_Section):
     pairs: int = Field(default=2, ge=1, description="per problem at most; of dpo")
     beta: float = Field(default=0.1, gt=0, le=10, description="of dpo")
     sft_weight: float = Field(default=0.2, ge=0, le=100, description="of the passing path's likelihood; of dpo")
-    advantage: ConverterName = Field(
-        default="leave_one_out", description="how rewards of a problem's paths become advantages of their steps"
+    advantage: AdvantageName = Field(
+        default="leave_one_out", description="how rewards of paths become advantages of their steps; gae: by a critic"
     )
     phi: Phi = Field(default="delta", description="how the PRM's values of steps become rewards")
     alpha: float = Field(default=0.65, ge=0, le=1, description="share of the outcome, the rest is the PRM's; 1: no PRM")
     alpha_decay: Decay = Field(default="constant", description="over the rounds")
     alpha_floor: float = Field(default=0.2, ge=0, le=1)
-    gamma: float = Field(default=0.99, gt=0, le=1, description="of phi paper_mean")
+    gamma: float = Field(default=0.99, gt=0, le=1, description="of phi paper_mean, and of gae")
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     softmin_temperature: float = Field(default=0.1, gt=0, le=100, description="of phi min_soft")
     clip: float = Field(default=0.2, gt=0, lt=1)
     truncation: float = Field(default=2.0, ge=1, description="largest importance weight")
@@ -205,7 +206,7 @@ class RlConfig(_Section):
     def credit(self, round_: int, rounds: int) -> CreditSettings:
         """How rewards become advantages in a round of so many."""
         alpha = alpha_at(round_, self.alpha, self.alpha_decay, self.alpha_floor, rounds)
-        return CreditSettings(self.advantage, self.phi, alpha, self.gamma, self.softmin_temperature)
+        return CreditSettings(self.advantage, self.phi, alpha, self.gamma, self.softmin_temperature, self.gae_lambda)
 
 
 class EvalConfig(_Section):

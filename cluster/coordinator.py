@@ -11,7 +11,8 @@ import ray
 from cluster import best
 from cluster.context import RunContext
 from cluster.stage_eval import evaluate
-from cluster.stage_learn import policy_rl, policy_sft, prm
+from cluster.stage_learn import policy_sft, prm
+from cluster.stage_rl import policy_rl
 from cluster.stage_search import new_data, search
 from cluster.stage_tcg import suites, tcg
 from cluster.weight_sync import WeightSync, transfer_dir
@@ -31,7 +32,7 @@ ROUND: tuple[tuple[str, Stage], ...] = (
 )
 ESTIMATES = {"eval before": 75, "tcg": 90, "suites": 60, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
 ESTIMATES |= {"new_data": 90, "eval after": 75, "start": 30}
-MODELS = ("policy", "shots", "reference", "prm", "tcg_sft", "tcg")
+MODELS = ("policy", "shots", "reference", "prm", "critic", "tcg_sft", "tcg")
 """Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 96

@@ -11,7 +11,8 @@ value is the mean reward of the paths through it; that of the root, the mean of 
     tree_rl        value less that of the root, plus value less that before the step, over the square root of the number
                    of paths through the state, which would count it that often (Hou et al. 2025, TreeRL)
 
-All are 0 where all rewards are equal, and none depends on the order of the paths.
+All are 0 where all rewards are equal, and none depends on the order of the paths. One more, `gae`, compares a path with
+what a critic expected of its states rather than with other paths (`generalised`).
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ States = Sequence[Sequence[Hashable]]
 PerStep = list[list[float]]
 Converter = Callable[[States, Sequence[float]], PerStep]
 ConverterName = Literal["leave_one_out", "grpo", "vine", "sibling", "tree_rl"]
+AdvantageName = Literal["leave_one_out", "grpo", "vine", "sibling", "tree_rl", "gae"]
 
 
 @dataclass(frozen=True, slots=True)
 class CreditSettings:
-    """How rewards become advantages. `alpha`: share of the outcome, in [0, 1]; `gamma`: of phi `paper_mean`;
-    `softmin_temperature`: of phi `min_soft`."""
+    """How rewards become advantages. `alpha`: share of the outcome, in [0, 1]; `gamma`: of phi `paper_mean` and of
+    `gae`; `gae_lambda`: in [0, 1]; `softmin_temperature`: of phi `min_soft`."""
 
-    advantage: ConverterName = "leave_one_out"
+    advantage: AdvantageName = "leave_one_out"
     phi: Phi = "delta"
     alpha: float = 1.0
     gamma: float = 0.99
     softmin_temperature: float = 0.1
+    gae_lambda: float = 0.95
 
 
 # --- converters ---
@@ -121,11 +124,32 @@ CONVERTERS: dict[ConverterName, Converter] = {
 }
 
 
+def generalised(reward: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:
+    """Generalised advantage estimates of the steps of one path whose `reward` comes with its last step (Schulman et al.
+    2016): sum_k (gamma lam)^k delta_{j+k}, with delta_j = r_j + gamma V_j - V_{j-1}.
+
+    `values`: V_0 to V_m, of the state before the first step to that after the last, whose own is not used: nothing
+    comes after it. Returns m advantages. Raises ValueError for no value.
+    """
+    if not values:
+        raise ValueError("values: got none; use one more than there are steps")
+    found: list[float] = []
+    later, after = 0.0, 0.0  # advantage and value of what follows
+    for j in range(len(values) - 1, 0, -1):
+        delta = (reward if j == len(values) - 1 else 0.0) + gamma * after - values[j - 1]
+        later, after = delta + gamma * lam * later, values[j - 1]
+        found.append(later)
+    return found[::-1]
+
+
 # --- paths ---
 
 
-def group_relative(
-    paths: Sequence[Path], scores: Mapping[int, Sequence[float]], settings: CreditSettings
+def credit_paths(
+    paths: Sequence[Path],
+    scores: Mapping[int, Sequence[float]],
+    settings: CreditSettings,
+    expected: Mapping[int, Sequence[float]] | None = None,
 ) -> list[Trajectory]:
     """Trajectories with an advantage for every sampled token, one group per problem.
 
@@ -136,6 +160,8 @@ def group_relative(
     trajectories whose advantages are all zero carry no gradient and are dropped.
 
     `scores`: PRM values of the steps of `paths[i]` by index i; for a path without an entry the outcome counts alone.
+    `expected`: for `gae`, a critic's values of `paths[i]` before the first step and after each; where there are none,
+    the mean reward of the group.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, path in enumerate(paths):
@@ -145,7 +171,10 @@ def group_relative(
     for members in groups.values():
         own = {i: scores[i] for i in members if i in scores and paths[i].compiles}
         rewards = [_reward(paths[i].value or 0.0, own.get(i, ()), settings) for i in members]
-        outcome = CONVERTERS[settings.advantage]([_states(paths[i]) for i in members], rewards)
+        if settings.advantage == "gae":
+            outcome = _against_critic(paths, members, rewards, expected or {}, settings)
+        else:
+            outcome = CONVERTERS[settings.advantage]([_states(paths[i]) for i in members], rewards)
         process = _process_advantages(paths, members, own, scores) if settings.phi == "delta" else None
         for k, i in enumerate(members):
             per_step = outcome[k]
@@ -166,6 +195,21 @@ def _reward(outcome: float, process: Sequence[float], settings: CreditSettings) 
             return min_soft(outcome, process, settings.alpha, settings.softmin_temperature)
         case "delta":
             return outcome
+
+
+def _against_critic(
+    paths: Sequence[Path],
+    members: Sequence[int],
+    rewards: Sequence[float],
+    expected: Mapping[int, Sequence[float]],
+    settings: CreditSettings,
+) -> PerStep:
+    flat = mean(rewards)
+    found = []
+    for i, reward in zip(members, rewards, strict=True):
+        values = expected.get(i) or [flat] * (len(paths[i].steps) + 1)
+        found.append(generalised(reward, values, settings.gamma, settings.gae_lambda))
+    return found
 
 
 def _states(path: Path) -> list[Hashable]:

@@ -241,11 +241,12 @@ def test_wandb_has_the_run_offline(finished):
 
 @pytest.fixture(scope="module")
 def second_round(finished):
-    """Another, smaller round on top of a copy of the finished run."""
+    """Another, smaller round on top of a copy of the finished run, with a critic and a reference."""
     run_dir = finished[0].with_name("two-rounds")
     shutil.copytree(finished[0], run_dir)
     smaller = (
         "search.problems=4", "tcg.sft_completions=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500",
+        "rl.advantage=gae", "rl.kl_weight=0.01",
     )  # fmt: skip
     run = Started("train", "--resume", str(run_dir), "rounds=2", *smaller)
     run.until_end(900)
@@ -266,3 +267,14 @@ def test_a_finished_run_goes_on_with_another_round(finished, second_round):
     versions = [row["sync/version"] for row in metrics(run_dir) if "sync/version" in row]
     assert versions == sorted(set(versions)), "versions go on rising"
     assert {row["round"] for row in metrics(run_dir) if "eval/pass_at_1" in row} == {0, 1, 2}
+
+
+def test_a_round_may_have_a_critic_and_a_reference(second_round):
+    run_dir, _ = second_round
+    state = json.loads((run_dir / "state.json").read_text())
+    if "skipped" in state["stages"]["2/policy_rl"]:
+        pytest.skip(f"RL had nothing to learn from: {state['stages']['2/policy_rl']['skipped']}")
+    assert (run_dir / state["critic"] / "config.json").exists()
+    rows = [row for row in metrics(run_dir) if row.get("round") == 2]
+    assert any("critic/loss" in row for row in rows)
+    assert all(row["rl/kl_reference"] >= 0 for row in rows if "rl/loss" in row)

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
 
-from reasoning.advantages import CONVERTERS, CreditSettings, group_relative, leave_one_out, standardised, with_reference
+from reasoning.advantages import (
+    CONVERTERS,
+    CreditSettings,
+    credit_paths,
+    generalised,
+    leave_one_out,
+    standardised,
+    with_reference,
+)
 from reasoning.records import Action
 
 rewards = st.lists(st.floats(0, 1), min_size=2, max_size=12)
@@ -132,8 +140,8 @@ def test_standardised_rewards_have_no_mean_and_one_deviation(values):
 @given(st.floats(0, 1), st.integers(1, 8), st.floats(0, 1))
 def test_a_constant_reward_teaches_nothing(value, count, score):
     paths = numbered([value] * count)
-    assert group_relative(paths, {}, HALF) == []
-    assert group_relative(paths, {i: [score, score] for i in range(count)}, HALF) == []
+    assert credit_paths(paths, {}, HALF) == []
+    assert credit_paths(paths, {i: [score, score] for i in range(count)}, HALF) == []
 
 
 @given(rewards, st.integers(0, 1000))
@@ -141,15 +149,15 @@ def test_the_order_of_the_paths_does_not_matter(values, seed):
     paths = numbered(values)
     scores = {i: [v, v / 2] for i, v in enumerate(values)}
     order = random.Random(seed).sample(range(len(paths)), len(paths))
-    plain = by_first_token(group_relative(paths, scores, HALF))
-    mixed = by_first_token(group_relative([paths[i] for i in order], {n: scores[i] for n, i in enumerate(order)}, HALF))
+    plain = by_first_token(credit_paths(paths, scores, HALF))
+    mixed = by_first_token(credit_paths([paths[i] for i in order], {n: scores[i] for n, i in enumerate(order)}, HALF))
     assert plain.keys() == mixed.keys()
     for key, trajectory in plain.items():
         assert mixed[key].advantages == pytest.approx(trajectory.advantages, abs=1e-9)
 
 
 def test_outcomes_golden():
-    first, second, third = group_relative(numbered([1.0, 0.4, 0.1]), {}, CreditSettings())
+    first, second, third = credit_paths(numbered([1.0, 0.4, 0.1]), {}, CreditSettings())
     assert first.advantages == pytest.approx((0, 0, 0, 0.75, 0.75, 0, 0.75, 0.75))
     assert second.advantages[3] == pytest.approx(-0.15)
     assert third.advantages[3] == pytest.approx(-0.6)
@@ -162,26 +170,26 @@ def test_outcomes_golden():
 @given(rewards)
 def test_prompt_and_headers_get_nothing(values):
     scores = {i: [v, 1 - v] for i, v in enumerate(values)}
-    for t in group_relative(numbered(values), scores, HALF):
+    for t in credit_paths(numbered(values), scores, HALF):
         assert len(t.token_ids) == len(t.loss_mask) == len(t.logprobs) == len(t.advantages)
         assert all(a == 0 and p == 0 for a, p, m in zip(t.advantages, t.logprobs, t.loss_mask, strict=True) if not m)
 
 
 def test_infrastructure_failures_are_left_out_and_are_no_zero():
-    with_lost = group_relative([*numbered([1.0, 0.5]), path(value=None, steps=(step(DEFINE, [7]),))], {}, HALF)
-    assert with_lost == group_relative(numbered([1.0, 0.5]), {}, HALF)
-    assert group_relative([*numbered([1.0]), path(value=None)], {}, HALF) == []
+    with_lost = credit_paths([*numbered([1.0, 0.5]), path(value=None, steps=(step(DEFINE, [7]),))], {}, HALF)
+    assert with_lost == credit_paths(numbered([1.0, 0.5]), {}, HALF)
+    assert credit_paths([*numbered([1.0]), path(value=None)], {}, HALF) == []
 
 
 def test_groups_do_not_mix():
     both = numbered([1.0, 1.0]) + numbered([0.0, 0.0], problem="q")
-    assert group_relative(both, {}, HALF) == []
+    assert credit_paths(both, {}, HALF) == []
 
 
 def test_process_rewards_golden():
     # V_0 = (0.2 + 0.6) / 2 = 0.4; deltas (-0.2, 0.7) and (0.2, 0.0); means (0, 0.35).
     paths = numbered([0.5, 0.5])
-    found = by_first_token(group_relative(paths, {0: [0.2, 0.9], 1: [0.6, 0.6]}, HALF))
+    found = by_first_token(credit_paths(paths, {0: [0.2, 0.9], 1: [0.6, 0.6]}, HALF))
     assert found[100].advantages == pytest.approx((0, 0, 0, -0.1, -0.1, 0, 0.175, 0.175))
     assert found[101].advantages == pytest.approx((0, 0, 0, 0.1, 0.1, 0, -0.175, -0.175))
 
@@ -189,14 +197,14 @@ def test_process_rewards_golden():
 def test_process_rewards_count_only_where_the_program_compiles():
     paths = [*numbered([0.5, 0.5, 0.5])[:2], path(value=0.5, compiles=False, steps=numbered([0, 0, 0])[2].steps)]
     scores = {0: [0.2, 0.9], 1: [0.6, 0.6], 2: [0.9, 0.9]}
-    found = by_first_token(group_relative(paths, scores, PROCESS))
+    found = by_first_token(credit_paths(paths, scores, PROCESS))
     assert found.keys() == {100, 101}
-    only_one = by_first_token(group_relative([paths[0], paths[2]], {0: [0.2, 0.9], 1: [0.9, 0.9]}, PROCESS))
+    only_one = by_first_token(credit_paths([paths[0], paths[2]], {0: [0.2, 0.9], 1: [0.9, 0.9]}, PROCESS))
     assert only_one == {}
 
 
 def test_paths_without_scores_keep_their_outcome():
-    found = by_first_token(group_relative(numbered([1.0, 0.0, 0.0]), {0: [0.5, 0.9], 1: [0.5, 0.1]}, HALF))
+    found = by_first_token(credit_paths(numbered([1.0, 0.0, 0.0]), {0: [0.5, 0.9], 1: [0.5, 0.1]}, HALF))
     assert found[102].advantages[3:5] == pytest.approx((-0.25, -0.25))
     assert found[100].advantages[6] == pytest.approx(0.5 * 1.0 + 0.5 * 0.4)
 
@@ -204,7 +212,7 @@ def test_paths_without_scores_keep_their_outcome():
 def test_paths_of_different_lengths_are_compared_step_by_step():
     long = path(value=0.5, steps=(step(DEFINE, [100]), step(REFINE, [101]), step(CODE, [102])))
     short = path(value=0.5, steps=(step(DEFINE, [200]), step(CODE, [201])))
-    trajectories = group_relative([long, short], {0: [0.5, 0.7, 1.0], 1: [0.5, 0.1]}, PROCESS)
+    trajectories = credit_paths([long, short], {0: [0.5, 0.7, 1.0], 1: [0.5, 0.1]}, PROCESS)
     assert trajectories[0].advantages == pytest.approx((0, 0, 0, 0, 0, 0.3, 0, 0))
     assert trajectories[1].advantages == pytest.approx((0, 0, 0, 0, 0, -0.3))
 
@@ -212,14 +220,14 @@ def test_paths_of_different_lengths_are_compared_step_by_step():
 def test_versions_are_gathered():
     steps = (step(DEFINE, [3], version=4), step(CODE, [5], version=2))
     paths = [path(value=1.0, steps=steps), path(value=0.0)]
-    assert group_relative(paths, {}, CreditSettings())[0].weight_versions == (2, 4)
+    assert credit_paths(paths, {}, CreditSettings())[0].weight_versions == (2, 4)
 
 
 def test_a_step_that_several_paths_share_gets_the_same_from_its_value():
     shared = step(DEFINE, [100, 101])
     both = [path(value=v, steps=(shared, step(CODE, [n]))) for n, v in ((5, 1.0), (6, 0.0))]
     other = path(value=0.0, steps=(step(DEFINE, [200]), step(CODE, [7])))
-    first, second, third = group_relative([*both, other], {}, CreditSettings(advantage="vine"))
+    first, second, third = credit_paths([*both, other], {}, CreditSettings(advantage="vine"))
     assert first.advantages == pytest.approx((0, 0, 0, 0.5 - 1 / 3, 0.5 - 1 / 3, 0, 0.5))
     assert second.advantages == pytest.approx((0, 0, 0, 0.5 - 1 / 3, 0.5 - 1 / 3, 0, -0.5))
     assert third.advantages[3] == pytest.approx(-1 / 3)
@@ -229,7 +237,7 @@ def test_a_step_that_several_paths_share_gets_the_same_from_its_value():
 def test_rewards_of_steps_can_be_part_of_the_reward_of_the_path(phi):
     paths = [*numbered([0.5, 0.5]), path(value=0.5, compiles=False, steps=numbered([0, 0, 0])[2].steps)]
     settings = CreditSettings(phi=phi, alpha=0.0, gamma=1.0, softmin_temperature=1000.0)
-    found = by_first_token(group_relative(paths, {0: [0.8, 1.0], 1: [0.6, 0.4], 2: [1.0, 1.0]}, settings))
+    found = by_first_token(credit_paths(paths, {0: [0.8, 1.0], 1: [0.6, 0.4], 2: [1.0, 1.0]}, settings))
     # 0.9 and 0.5 of the steps; of the program that does not compile the outcome alone, 0.5.
     assert found[100].advantages[3] == pytest.approx(0.4, abs=1e-3)
     for key in (101, 102):
@@ -237,6 +245,31 @@ def test_rewards_of_steps_can_be_part_of_the_reward_of_the_path(phi):
 
 
 def test_a_reference_stands_at_the_tokens_that_count():
-    (first, _) = group_relative(numbered([1.0, 0.0]), {}, CreditSettings())
+    (first, _) = credit_paths(numbered([1.0, 0.0]), {}, CreditSettings())
     found = with_reference(first, [-1.0, -2.0, -3.0, -4.0])
     assert found.reference_logprobs == (0, 0, 0, -1.0, -2.0, 0, -3.0, -4.0)
+
+
+def test_generalised_advantages_golden():
+    # Deltas: 0.9 * 0.6 - 0.5 = 0.04, 0.9 * 0.2 - 0.6 = -0.42, 1 - 0.2 = 0.8.
+    found = generalised(1.0, [0.5, 0.6, 0.2, 99.0], 0.9, 0.5)
+    assert found == pytest.approx([0.04 + 0.45 * (-0.42 + 0.45 * 0.8), -0.42 + 0.45 * 0.8, 0.8])
+    assert generalised(1.0, [0.5], 0.9, 0.5) == []
+    with pytest.raises(ValueError, match=r"^values: got none; use "):
+        generalised(1.0, [], 0.9, 0.5)
+
+
+@given(st.floats(0, 1), st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_without_discount_the_whole_return_is_compared_with_what_was_expected(reward, values):
+    assert generalised(reward, values, 1.0, 1.0) == pytest.approx([reward - v for v in values[:-1]], abs=1e-9)
+    one_step = generalised(reward, values, 1.0, 0.0)
+    assert sum(one_step) == pytest.approx(reward - values[0], abs=1e-9)
+
+
+def test_paths_are_compared_with_what_the_critic_expected():
+    settings = CreditSettings(advantage="gae", gamma=1.0, gae_lambda=1.0)
+    found = by_first_token(credit_paths(numbered([1.0, 0.0]), {}, settings, {0: [0.2, 0.9, 1.0], 1: [0.2, 0.1, 0.0]}))
+    assert found[100].advantages == pytest.approx((0, 0, 0, 0.8, 0.8, 0, 0.1, 0.1))
+    assert found[101].advantages == pytest.approx((0, 0, 0, -0.2, -0.2, 0, -0.1, -0.1))
+    without = by_first_token(credit_paths(numbered([1.0, 0.0]), {}, settings))
+    assert without[100].advantages[3:5] == pytest.approx((0.5, 0.5))

@@ -8,7 +8,7 @@ from made_paths import path
 from made_records import paths
 from pydantic import ValidationError
 
-from reasoning.advantages import CreditSettings, group_relative
+from reasoning.advantages import CreditSettings, credit_paths
 from reasoning.errors import InputError
 from reasoning.labels import step_labels
 from reasoning.problems import bundled, demonstrations
@@ -52,7 +52,7 @@ def test_tests_with_values_of_any_type(case):
 
 def test_labels_trajectories_and_pairs():
     made = [path(value=1.0), path(value=0.0)]
-    for record in [*step_labels(made), *group_relative(made, {}, CreditSettings())]:
+    for record in [*step_labels(made), *credit_paths(made, {}, CreditSettings())]:
         assert again(record) == record
     pair = TextPair(problem_id="p", prompt="a", chosen="b", rejected="c")
     assert again(pair) == pair
