@@ -80,6 +80,7 @@ _SCHEMAS = {
             ("loss_mask", pa.list_(pa.int8())),
             ("logprobs", _NUMBERS),
             ("advantages", _NUMBERS),
+            ("reference_logprobs", _NUMBERS),
             ("outcome", pa.float64()),
             ("temperature", pa.float64()),
             ("weight_versions", _IDS),
