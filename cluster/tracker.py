@@ -35,6 +35,8 @@ AXIS_OF = {
     "prm/loss": "learner/step",
     "prm/grad_norm": "learner/step",
     "prm/tokens_per_s": "learner/step",
+    "prm/accuracy": "learner/step",
+    "rl/alpha": "round",
     "eval/*": "round",
     "search/*": "round",
     "tcg/*": "round",
@@ -48,6 +50,8 @@ AXIS_OF = {
     "tcg_sft/*": "learner/step",
     "tcg_dpo/*": "learner/step",
     "tcg_rl/*": "learner/step",
+    "critic/*": "learner/step",
+    "alarm/*": "round",
 }
 """Metric, or its family, to the axis that a line with it must carry. Everything else is drawn over `wall_s`."""
 
