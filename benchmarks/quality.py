@@ -27,7 +27,7 @@ from actors.programs import ProgramJudge
 from actors.scheduler import SearchScheduler
 from benchmarks._data import rows_of
 from benchmarks._engine import LIMITS, MODEL, Bench, bench, quiet
-from benchmarks._results import keep, machine
+from benchmarks._results import FOLDER, keep, machine
 from reasoning.estimators import bootstrap
 from reasoning.event_log import Asked, Event, Told, decode
 from reasoning.problems import bundled, from_rows
@@ -103,9 +103,15 @@ async def searched(
 
 
 async def repeated(
-    problems: Sequence[Problem], policies: Sequence[PolicyName], tokens: int, repetitions: int, folder: Path
+    problems: Sequence[Problem],
+    policies: Sequence[PolicyName],
+    tokens: int,
+    repetitions: int,
+    folder: Path,
+    known: dict[str, list[list[Grown]]],
 ) -> dict[str, list[list[Grown]]]:
-    """For each policy one list of trees per repetition. The policies take turns."""
+    """For each policy one list of trees per repetition, the first ones those that are `known`. The policies take
+    turns."""
     settings = SearchSettings(
         token_budget=tokens,
         expansion_budget=10**6,
@@ -118,10 +124,12 @@ async def repeated(
         temperature=FAITHFUL["temperature"],
         top_p=FAITHFUL["top_p"],
     )
-    found: dict[str, list[list[Grown]]] = {policy: [] for policy in policies}
+    found: dict[str, list[list[Grown]]] = {policy: known.get(policy, [])[:repetitions] for policy in policies}
     async with bench(MAX_NUM_SEQS) as real:
         for seed in range(repetitions):
             for policy in policies:
+                if len(found[policy]) > seed:
+                    continue
                 began = time.monotonic()
                 trees = await searched(real, problems, settings.with_policy(policy), seed, folder)
                 found[policy].append(trees)
@@ -199,17 +207,55 @@ def result(found: dict[str, list[list[Grown]]], tokens: int) -> dict[str, Any]:
     }
 
 
-def solved_at(found: dict[str, list[list[Grown]]]) -> dict[str, Any]:
-    """Sampled tokens at the first passing program of every tree ("-": none), in the order of `problems`, for whoever
-    wants other figures."""
+FIELDS = ("solved_at", "tokens", "programs", "distinct")
+
+
+def recorded(found: dict[str, list[list[Grown]]]) -> dict[str, Any]:
+    """Every tree, for whoever wants other figures or adds repetitions: of each policy and repetition one text for each
+    field of `Grown`, with a number for each of `problems` ("-": None)."""
     first = next(iter(found.values()))[0]
+
+    def text(trees: Sequence[Grown], field: str) -> str:
+        return " ".join("-" if (value := getattr(t, field)) is None else str(value) for t in trees)
+
     return {
         "problems": " ".join(t.problem for t in first),
         **{
-            policy: [" ".join("-" if t.solved_at is None else str(t.solved_at) for t in trees) for trees in repetitions]
+            policy: [{field: text(trees, field) for field in FIELDS} for trees in repetitions]
             for policy, repetitions in found.items()
         },
     }
+
+
+def read_back(kept: dict[str, Any]) -> dict[str, list[list[Grown]]]:
+    """The trees that `recorded` wrote."""
+    problems = kept["problems"].split()
+
+    def numbers(text: str) -> list[int | None]:
+        return [None if word == "-" else int(word) for word in text.split()]
+
+    return {
+        policy: [
+            [Grown(name, *row) for name, *row in zip(problems, *(numbers(one[f]) for f in FIELDS), strict=True)]
+            for one in repetitions
+        ]
+        for policy, repetitions in kept.items()
+        if policy != "problems"
+    }
+
+
+def kept_trees(problems: Sequence[Problem], tokens: int) -> dict[str, list[list[Grown]]]:
+    """Those of the kept result. Raises SystemExit where there is none, or one of other problems or another budget."""
+    file = FOLDER / "quality.json"
+    if not file.exists():
+        raise SystemExit(f"add: {file} does not exist; run without --add first")
+    kept = json.loads(file.read_text())
+    if kept["tokens"] != tokens or kept["trees"]["problems"].split() != [p.id for p in problems]:
+        raise SystemExit(
+            f"add: {file} is of {kept['tokens']} tokens and {len(kept['trees']['problems'].split())} problems; "
+            "use the same --tokens and --mbpp"
+        )
+    return read_back(kept["trees"])
 
 
 def table(found: dict[str, Any]) -> str:
@@ -254,6 +300,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--logs", type=Path, metavar="DIR", help="keep the event logs; the same again goes on from them"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="take the repetitions of the kept result, add what is missing"
+    )
     parser.add_argument("--policies", nargs="+", default=COMPARED, choices=get_args(PolicyName), help="all of them run")
     return parser.parse_args()
 
@@ -269,11 +318,12 @@ def main() -> int:
         problems, tokens, count = problems[:QUICK_PROBLEMS], QUICK_TOKENS, 1
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.logs or Path(scratch)
-        trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count, folder))
+        known = kept_trees(problems, tokens) if options.add and not options.quick else {}
+        trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count, folder, known))
     found = {"machine": machine(), "model": MODEL, "tokens": tokens, "repetitions": count, **result(trees, tokens)}
     found["seconds"] = round(time.monotonic() - started, 1)
     if not options.quick:
-        keep("quality", {**found, "solved_at": solved_at(trees)})
+        keep("quality", {**found, "trees": recorded(trees)})
     print(json.dumps(found) if options.json else table(found))
     return 0
 

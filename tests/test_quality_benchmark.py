@@ -1,6 +1,7 @@
 """The benchmark of quality per token: what it reads from logs, and how it compares."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,11 +50,10 @@ def test_problems_are_compared_at_the_same_number_of_tokens():
     assert whole["puct"]["vs_best_of_n"]["40"][0] == pytest.approx(0.25 - 0.5)
     assert result["groups"]["bundled"]["puct"]["vs_best_of_n"]["80"][0] == 1.0
     assert "vs_best_of_n" not in whole["best-of-n"]
-    assert quality.solved_at(found) == {
-        "problems": "a mbpp/1",
-        "puct": ["40 -", "80 81"],
-        "best-of-n": ["- 10", "- 20"],
-    }
+    kept = quality.recorded(found)
+    assert kept["problems"] == "a mbpp/1"
+    assert kept["puct"][0] == {"solved_at": "40 -", "tokens": "90 90", "programs": "2 2", "distinct": "2 1"}
+    assert quality.read_back(json.loads(json.dumps(kept))) == found
     table = quality.table({**result, "tokens": 80})
     assert "puct" in table and "2 problems" in table and "+100.0 % [" in table
 
@@ -69,3 +69,16 @@ def test_the_problems_of_mbpp_are_the_first_of_its_test_split(tmp_path):
     whole.write_text(json.dumps(rows))
     for path in (lines, whole):
         assert [p.id for p in quality.mbpp(path)] == ["mbpp/11", "mbpp/12", "mbpp/700"]
+
+
+def test_repetitions_are_added_to_a_result_of_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "FOLDER", tmp_path)
+    problems = [SimpleNamespace(id="a"), SimpleNamespace(id="mbpp/1")]
+    with pytest.raises(SystemExit, match="does not exist; run without --add"):
+        quality.kept_trees(problems, 80)
+    trees = {"puct": [[Grown("a", None, 90, 2, 2), Grown("mbpp/1", 7, 90, 1, 1)]]}
+    (tmp_path / "quality.json").write_text(json.dumps({"tokens": 80, "trees": quality.recorded(trees)}))
+    assert quality.kept_trees(problems, 80) == trees
+    for others, tokens in ((problems, 90), (problems[:1], 80)):
+        with pytest.raises(SystemExit, match="is of 80 tokens and 2 problems; use the same"):
+            quality.kept_trees(others, tokens)
