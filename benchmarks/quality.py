@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -109,9 +109,10 @@ async def repeated(
     repetitions: int,
     folder: Path,
     known: dict[str, list[list[Grown]]],
+    on_trees: Callable[[dict[str, list[list[Grown]]]], None],
 ) -> dict[str, list[list[Grown]]]:
     """For each policy one list of trees per repetition, the first ones those that are `known`. The policies take
-    turns."""
+    turns; `on_trees` is told what there is after each."""
     settings = SearchSettings(
         token_budget=tokens,
         expansion_budget=10**6,
@@ -136,6 +137,7 @@ async def repeated(
                 solved, drawn = sum(within(t, tokens) for t in trees), sum(t.tokens for t in trees)
                 say(f"{seed + 1}: {policy} solved {solved} of {len(trees)}, {drawn} tokens")
                 say(f"   {drawn / (time.monotonic() - began):.0f} tokens/s")
+                on_trees(found)
     return found
 
 
@@ -316,14 +318,20 @@ def main() -> int:
     tokens, count = options.tokens, options.repetitions
     if options.quick:
         problems, tokens, count = problems[:QUICK_PROBLEMS], QUICK_TOKENS, 1
+    known = kept_trees(problems, tokens) if options.add and not options.quick else {}
+
+    def keep_what_there_is(trees: dict[str, list[list[Grown]]]) -> dict[str, Any]:
+        """An hour of work is not to be lost with its last minute."""
+        found = {"machine": machine(), "model": MODEL, "tokens": tokens, **result(trees, tokens)}
+        found["seconds"] = round(time.monotonic() - started, 1)
+        if not options.quick and all(trees.values()):
+            keep("quality", {**found, "trees": recorded(trees)})
+        return found
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.logs or Path(scratch)
-        known = kept_trees(problems, tokens) if options.add and not options.quick else {}
-        trees = asyncio.run(repeated(problems, tuple(options.policies), tokens, count, folder, known))
-    found = {"machine": machine(), "model": MODEL, "tokens": tokens, "repetitions": count, **result(trees, tokens)}
-    found["seconds"] = round(time.monotonic() - started, 1)
-    if not options.quick:
-        keep("quality", {**found, "trees": recorded(trees)})
+        search = repeated(problems, tuple(options.policies), tokens, count, folder, known, keep_what_there_is)
+        found = keep_what_there_is(asyncio.run(search))
     print(json.dumps(found) if options.json else table(found))
     return 0
 
