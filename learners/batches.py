@@ -113,8 +113,8 @@ def pack(
     chosen = sorted(set(at))
     rank = {place: n for n, place in enumerate(chosen)}
     select = torch.zeros((len(layouts), width), dtype=torch.bool)
-    for place in chosen:
-        select[place] = True
+    where = torch.tensor(chosen, dtype=torch.long).reshape(-1, 2)
+    select[where[:, 0], where[:, 1]] = True
     targets, owners = _targets(sequences, points)
 
     def filled(values: Sequence[int], fill: int) -> list[int]:
