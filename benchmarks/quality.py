@@ -321,10 +321,11 @@ def main() -> int:
     known = kept_trees(problems, tokens) if options.add and not options.quick else {}
 
     def keep_what_there_is(trees: dict[str, list[list[Grown]]]) -> dict[str, Any]:
-        """An hour of work is not to be lost with its last minute."""
+        """An hour of work is not to be lost with its last minute; nor a whole result to what has just begun."""
         found = {"machine": machine(), "model": MODEL, "tokens": tokens, **result(trees, tokens)}
         found["seconds"] = round(time.monotonic() - started, 1)
-        if not options.quick and all(trees.values()):
+        whole = all(len(one) == count for one in trees.values())
+        if not options.quick and (whole or options.add):
             keep("quality", {**found, "trees": recorded(trees)})
         return found
 

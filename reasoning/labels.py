@@ -109,7 +109,7 @@ def solved_paths(paths: Iterable[Path], per_problem: int) -> list[Path]:
     """
     chosen: dict[str, list[Path]] = {}
     programs: set[tuple[str, bytes]] = set()
-    for path in sorted(paths, key=_tokens):
+    for path in sorted(paths, key=lambda path: path.sampled_tokens):
         if not (path.complete and path.solved) or path.program is None:
             continue
         kept = chosen.setdefault(path.problem_id, [])
@@ -117,10 +117,6 @@ def solved_paths(paths: Iterable[Path], per_problem: int) -> list[Path]:
             programs.add(key)
             kept.append(path)
     return [path for kept in chosen.values() for path in kept]
-
-
-def _tokens(path: Path) -> int:
-    return sum(len(step.token_ids) for step in path.steps)
 
 
 def pass_rate(paths: Sequence[Path]) -> float:

@@ -93,14 +93,10 @@ def path_pairs(paths: Iterable[Path], per_problem: int) -> list[tuple[Path, Path
             by_problem.setdefault(path.problem_id, []).append(path)
     pairs: list[tuple[Path, Path]] = []
     for own in by_problem.values():
-        passing = sorted((p for p in own if p.solved), key=_sampled_tokens)
-        failing = sorted((p for p in own if not p.solved), key=lambda p: (p.value or 0.0, -_sampled_tokens(p)))
+        passing = sorted((p for p in own if p.solved), key=lambda p: p.sampled_tokens)
+        failing = sorted((p for p in own if not p.solved), key=lambda p: (p.value or 0.0, -p.sampled_tokens))
         pairs += list(zip(passing, failing, strict=False))[:per_problem]
     return pairs
-
-
-def _sampled_tokens(path: Path) -> int:
-    return sum(len(step.token_ids) for step in path.steps)
 
 
 _Group = tuple[str, str, tuple[int, ...]]

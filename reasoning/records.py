@@ -192,6 +192,11 @@ class Path(Record):
     temperature: float = 1.0
 
     @property
+    def sampled_tokens(self) -> int:
+        """Of all steps, headers not among them."""
+        return sum(len(step.token_ids) for step in self.steps)
+
+    @property
     def complete(self) -> bool:
         return self.value is not None
 

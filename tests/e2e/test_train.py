@@ -247,6 +247,7 @@ def second_round(finished):
     smaller = (
         "search.problems=4", "tcg.sft_completions=0", "rl.problems=3", "new_data.problems=2", "prm.token_budget=1500",
         "rl.advantage=gae", "rl.kl_weight=0.01",
+        "eval.rollback=1",  # six problems are noise enough to go back to the first policy
     )  # fmt: skip
     run = Started("train", "--resume", str(run_dir), "rounds=2", *smaller)
     run.until_end(900)
