@@ -56,6 +56,9 @@ class LearnerConfig(_Section):
     row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")
+    snapshot_s: float = Field(
+        default=600, ge=0, description="a training under way is kept this often, and goes on from there; 0: never"
+    )
 
 
 class SandboxConfig(_Section):

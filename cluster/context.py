@@ -20,8 +20,8 @@ from cluster.store import ProcessDataStore
 from cluster.weight_sync import SyncReport, WeightSync
 from cluster.workers import Workers
 from learners.learner import LearnerSpec
+from learners.loop import FitSettings
 from learners.models import ModelKind
-from learners.training import FitSettings
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Problem
 from reasoning.records import Path as SearchPath
@@ -131,8 +131,9 @@ class RunContext:
         self._scores[self.model] = sync.current_scores()
 
     def serve(self, model: Path, round_: int) -> None:
-        """Have the engines hold the weights of a model directory, proven by the learner unless they were before."""
-        if model == self.serving:
+        """Have the engines, where the command has any, hold the weights of a model directory, proven by the learner
+        unless they were before."""
+        if self.sync is None or model == self.serving:
             return
         if model in self._scores:
             self._publish(model, model, round_)
@@ -140,6 +141,13 @@ class RunContext:
             self.workers.learner.load(self.spec(model, "policy", 1e-6), self.config.seed)
             self.publish_learner(round_, model)
             self.workers.learner.release()
+
+    def deploy(self, round_: int, model: Path) -> None:
+        """Have the engines, where the command has any, hold the learner's weights, which are those of the checkpoint
+        `model`, and show the policy the demonstrations of the state."""
+        if self.sync is not None:
+            self.publish_learner(round_, model)
+            self.tell_prompts()
 
     def publish_learner(self, round_: int, model: Path) -> SyncReport:
         """Put the learner's weights, which are those of the checkpoint `model`, into every engine; the learner's own
@@ -185,6 +193,9 @@ class RunContext:
             pad_id=self.tokens.pad_id,
             seed=c.seed,
             packing=c.learner.packing,
+            snapshots=str(self.dir.path / "snapshots") if c.learner.snapshot_s else "",
+            snapshot_s=c.learner.snapshot_s,
+            bad_batches=str(self.dir.logs / "bad-batches"),
         )
 
     def fit(
@@ -212,8 +223,14 @@ class RunContext:
         steps = settings.epochs * -(-len(data) // settings.batch_size)
         # What sampling showed before is over.
         self.display.update(0, steps, unit="steps", programs_per_s=None, solved=None, tokens_per_s=None)
+        learner, before = self.workers.learner, self.workers.learner.restarts
         deadline = self.config.learner.deadline_s
-        return self.workers.learner.fit(objective, data, settings, deadline, on_row, **options)
+        history: list[Any] = learner.fit(
+            objective, data, settings, deadline, on_row, lambda: not self.stop.signal, **options
+        )
+        if learner.restarts > before:
+            self.log({"alarm/learner_restarts": learner.restarts}, round_)
+        return history
 
     # --- telling people ---
 

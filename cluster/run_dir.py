@@ -6,6 +6,7 @@ Layout::
     config.yaml   the resolved configuration        state.json   the finished stages
     metrics.jsonl one line per logged step          report.json, report.txt
     trees/ data/ checkpoints/ logs/ wandb/          lock, .scratch/ (unfinished work; emptied when the run is opened)
+    snapshots/    of a training under way
     solutions/    of `o1coder search` alone
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from reasoning.durable import sync, sync_tree, write_atomic
 from reasoning.errors import InputError
 
 FORMAT = 1
@@ -226,7 +228,7 @@ class RunDir:
         final = self.path / target
         if not final.resolve().is_relative_to(self.path) or final.resolve() == self.path:
             raise ValueError(f"target: got {str(target)!r}; use a path inside {self.path}")
-        _sync_tree(scratch)
+        sync_tree(scratch)
         final.parent.mkdir(parents=True, exist_ok=True)
         aside: Path | None = None
         if final.exists():
@@ -242,7 +244,7 @@ class RunDir:
             if aside is not None:
                 aside.rename(final)
             raise
-        _sync(final.parent)
+        sync(final.parent)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
         return final
@@ -272,7 +274,7 @@ class RunDir:
                 self._fill(self.path, command)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _fill(self, place: Path, command: str) -> None:
         self._take_lock(place, "run-dir")
@@ -324,25 +326,6 @@ class RunDir:
         return value
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a file so that a reader, or a machine that loses power, sees the old contents or the new, never a part.
-
-    Text is written as UTF-8. Raises OSError (no space, no permission); the old file is then untouched.
-    """
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with scratch.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(target)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    _sync(target.parent)
-
-
 def expand(path: str | Path) -> Path:
     """The path with `~` and `~name` replaced, as it is where there is no such home (Path's own raises there)."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
@@ -388,22 +371,3 @@ def _remove_if_empty(path: Path) -> None:
         path.rmdir()
     except OSError:
         return  # something else lives there by now, or it was never made
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot sync a directory; the rename itself is done.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
-
-
-def _sync_tree(path: Path) -> None:
-    for folder, _, files in os.walk(path):
-        for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))

@@ -19,7 +19,7 @@ from actors.sandbox_pool import RayPool
 from actors.suite_builder import BuildSettings, SuiteBuilder
 from cluster import flow
 from cluster.context import RunContext
-from cluster.run_dir import write_atomic
+from reasoning.durable import write_atomic
 from reasoning.records import GeneratedText, Problem, Sample
 from reasoning.test_cases import OPENING, ParsedCase, new_cases, tcg_messages
 
@@ -139,6 +139,14 @@ def write_texts(
     run.store.write_records("generated", shard, written)
     kept.path.unlink(missing_ok=True)
     return texts
+
+
+def read_texts(run: RunContext, shard: str) -> Texts:
+    """Texts of `data/generated/<shard>`, by problem id."""
+    found = Texts()
+    for row in run.store.read_records("generated", shard, GeneratedText):
+        found.setdefault(row.problem_id, []).append(None if row.lost else row.text)
+    return found
 
 
 class _Kept:

@@ -13,9 +13,14 @@ import ray
 import torch
 
 from learners import training
-from learners.learner import Learner, LearnerSpec
+from learners.learner import Learner, LearnerError, LearnerSpec
+from learners.loop import FitSettings
+from learners.replay import set_aside
 
 START_DEADLINE_S = 300.0
+RESTARTS = 2
+"""Of the ranks during one training: more deaths than that have a cause that stays."""
+ANSWER_S = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -46,27 +51,33 @@ class LearnerRank:
         self._learner.load(spec, seed)
 
     def fit(
-        self, objective: str, data: Sequence[Any], settings: training.FitSettings, **options: float
+        self, objective: str, data: Sequence[Any], settings: FitSettings, **options: float
     ) -> list[dict[str, float]]:
         """Run one of `sft`, `dpo`, `prm`, `prm_pairs`, `rl`; returns the rows of metrics, one per optimizer step."""
         self._use_threads()
         self._rows = []
         run: Callable[..., list[dict[str, float]]] = getattr(training, objective)
-        return run(self._learner, data, settings, report=self._rows.append, **options)
+        try:
+            return run(self._learner, data, settings, report=self._rows.append, **options)
+        except LearnerError as error:
+            if not settings.bad_batches or not error.items:
+                raise
+            file = set_aside(Path(settings.bad_batches), self._learner, objective, settings, options, error.items)
+            raise LearnerError(f"{error}; its batch is in {file} (python -m learners.replay)") from error
 
-    def step_scores(self, labels: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+    def step_scores(self, labels: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
         return training.step_scores(self._learner, labels, settings)
 
-    def completion_logprobs(self, examples: Sequence[Any], settings: training.FitSettings) -> list[float]:
+    def completion_logprobs(self, examples: Sequence[Any], settings: FitSettings) -> list[float]:
         self._use_threads()
         return training.completion_logprobs(self._learner, examples, settings)
 
-    def token_logprobs(self, trajectories: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+    def token_logprobs(self, trajectories: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
         return training.token_logprobs(self._learner, trajectories, settings)
 
-    def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
         return training.sequence_logprobs(self._learner, sequences, settings)
 
@@ -97,7 +108,14 @@ class LearnerGroup:
 
     def __init__(self, world: int, threads: int, num_gpus: float = 0.0) -> None:
         self.world = world
-        self.ranks = [LearnerRank.options(num_gpus=num_gpus).remote(r, world, threads) for r in range(world)]  # type: ignore[attr-defined]
+        self.restarts = 0
+        self._threads, self._num_gpus = threads, num_gpus
+        self._loaded: tuple[LearnerSpec, int] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        made = LearnerRank.options(num_gpus=self._num_gpus)  # type: ignore[attr-defined]
+        self.ranks = [made.remote(r, self.world, self._threads) for r in range(self.world)]
         host = ray.get(self.ranks[0].node_ip.remote(), timeout=START_DEADLINE_S)
         port = ray.get(self.ranks[0].rendezvous.remote(host), timeout=START_DEADLINE_S)
         self._all("join", host, port, deadline=START_DEADLINE_S)
@@ -105,66 +123,113 @@ class LearnerGroup:
     def load(self, spec: LearnerSpec, seed: int) -> None:
         """Load a model on every rank (see `Learner.load`)."""
         self._all("load", spec, seed, deadline=START_DEADLINE_S)
+        self._loaded = (spec, seed)
 
     def fit(
         self,
         objective: str,
         data: Sequence[Any],
-        settings: training.FitSettings,
+        settings: FitSettings,
         deadline_s: float,
         on_row: Callable[[dict[str, float]], None],
+        may_restart: Callable[[], bool] = lambda: True,
         **options: float,
     ) -> list[dict[str, float]]:
         """Train on `data`; `on_row` is called with each optimizer step's metrics as it happens.
 
-        Raises ray.exceptions.RayTaskError with the rank's error, or TimeoutError after `deadline_s`.
+        Where a rank dies, all of them are begun anew, as often as `RESTARTS`, and the training goes on from its last
+        snapshot (`FitSettings.snapshots`), or else from its beginning; `restarts` counts. Not where `may_restart` says
+        no: the whole cluster may be on its way out.
+
+        Raises ray.exceptions.RayTaskError with the rank's error, RayActorError where ranks go on dying, or TimeoutError
+        after `deadline_s`.
         """
-        shared = ray.put(list(data))
+        shared, seen, end = ray.put(list(data)), 0, time.monotonic() + deadline_s
+
+        def tell(row: dict[str, float]) -> None:
+            nonlocal seen
+            seen += 1
+            on_row(row)
+
+        for left in reversed(range(RESTARTS + 1)):
+            try:
+                return self._fit(objective, shared, settings, end, lambda: seen, tell, options)
+            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+                dead = self._dead() if left and may_restart() else []
+                if not dead:
+                    raise
+                log.warning("learner ranks %s died in %s: %s", dead, objective, error)
+                self._restart()
+        raise AssertionError("unreachable")
+
+    def _fit(
+        self,
+        objective: str,
+        shared: Any,
+        settings: FitSettings,
+        end: float,
+        seen: Callable[[], int],
+        tell: Callable[[dict[str, float]], None],
+        options: dict[str, float],
+    ) -> list[dict[str, float]]:
+        """`fit` without a second try. `end`: on the monotonic clock; `seen`: how many rows were told of before."""
         futures = [rank.fit.remote(objective, shared, settings, **options) for rank in self.ranks]
-        seen = 0
-        end = time.monotonic() + deadline_s
         done: list[Any] = []
         while len(done) < len(futures):
             done, waiting = ray.wait(futures, num_returns=len(futures), timeout=1.0)
             for failed in done:
                 ray.get(failed)  # raises at once if one rank failed; the others would wait for it
             if time.monotonic() > end:
-                raise TimeoutError(
-                    f"learner: {objective} did not finish within {deadline_s:.0f} s ({len(waiting)} ranks)"
-                )
+                raise TimeoutError(f"learner: {objective} did not finish within its deadline ({len(waiting)} ranks)")
             if waiting:
-                fresh = ray.get(self.ranks[0].progress.remote(seen), timeout=60)
-                for row in fresh:
-                    on_row(row)
-                seen += len(fresh)
+                for row in ray.get(self.ranks[0].progress.remote(seen()), timeout=60):
+                    tell(row)
         history: list[dict[str, float]] = ray.get(futures[0], timeout=60)
-        for row in history[seen:]:
-            on_row(row)
+        for row in history[seen() :]:
+            tell(row)
         return history
 
-    def step_scores(
-        self, labels: Sequence[Any], settings: training.FitSettings, deadline_s: float
-    ) -> list[list[float]]:
+    def _dead(self) -> list[int]:
+        """The ranks whose process is gone. One that does not answer in time is not: it may be hard at work."""
+        calls = [rank.pid.remote() for rank in self.ranks]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
+        gone = []
+        for rank, call in enumerate(calls):
+            try:
+                if call in done:
+                    ray.get(call)
+            except ray.exceptions.RayActorError:
+                gone.append(rank)
+        return gone
+
+    def _restart(self) -> None:
+        """New ranks with the model that was loaded last."""
+        for rank in self.ranks:
+            ray.kill(rank, no_restart=True)
+        self.restarts += 1
+        self._start()
+        if self._loaded is not None:
+            self._all("load", *self._loaded, deadline=START_DEADLINE_S)
+
+    def step_scores(self, labels: Sequence[Any], settings: FitSettings, deadline_s: float) -> list[list[float]]:
         """PRM values at every step end of every label."""
         shared = ray.put(list(labels))
         return self._all("step_scores", shared, settings, deadline=deadline_s)[0]
 
-    def completion_logprobs(
-        self, examples: Sequence[Any], settings: training.FitSettings, deadline_s: float
-    ) -> list[float]:
+    def completion_logprobs(self, examples: Sequence[Any], settings: FitSettings, deadline_s: float) -> list[float]:
         """The policy's summed log-probability (nats) of the tokens under the mask of every example; the ranks share the
         work."""
         shared = ray.put(list(examples))
         return self._all("completion_logprobs", shared, settings, deadline=deadline_s)[0]
 
     def token_logprobs(
-        self, trajectories: Sequence[Any], settings: training.FitSettings, deadline_s: float
+        self, trajectories: Sequence[Any], settings: FitSettings, deadline_s: float
     ) -> list[list[float]]:
         """Of every trajectory the policy's log-probabilities of the tokens under its mask; the ranks share the work."""
         shared = ray.put(list(trajectories))
         return self._all("token_logprobs", shared, settings, deadline=deadline_s)[0]
 
-    def sequence_logprobs(self, sequences: Sequence[Any], settings: training.FitSettings) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         """The policy's log-probabilities, for the probe of a weight sync."""
         return self._all("sequence_logprobs", list(sequences), settings, deadline=START_DEADLINE_S)[0]
 

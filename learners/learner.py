@@ -11,7 +11,7 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,11 +26,17 @@ from learners.adapters import Lora, merged
 from learners.models import ModelKind, load, save_pretrained
 
 COLLECTIVE_DEADLINE_S = 300.0
+SNAPSHOT = "engine"
 BUCKET_ELEMENTS = 5e7  # of a gradient bucket; larger ones only pay off over a network
 
 
 class LearnerError(RuntimeError):
-    """Training cannot go on: a loss that is not a number, a rank that is gone."""
+    """Training cannot go on: a loss that is not a number, a rank that is gone.
+
+    `items`: what the optimizer step was made of, where it is known.
+    """
+
+    items: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,47 @@ class Learner:
         packed = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(packed)
         return packed.tolist()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    # --- interrupted training ---
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and random numbers into a directory that all ranks share; `restore` reads it."""
+        self._engine.save_checkpoint(str(folder), tag=SNAPSHOT, save_latest=False)
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state()
+        torch.save(random, folder / f"random-{self.rank}.pt")
+
+    def restore(self, folder: Path, steps: int) -> None:
+        """All as it was when the directory was written, after `steps` optimizer steps. The same specification must be
+        loaded, in a group of as many ranks.
+
+        Raises LearnerError where the directory holds nothing of the kind.
+        """
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=SNAPSHOT)
+        if loaded is None:
+            raise LearnerError(f"snapshot: {folder} cannot be read; delete it to begin this training anew")
+        random = torch.load(folder / f"random-{self.rank}.pt", map_location="cpu", weights_only=True)
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+        self._steps = steps
+
+    def own_weights(self) -> dict[str, Tensor] | None:
+        """The model's weights as this rank has them, no collective; None under ZeRO-3, where it has a part."""
+        if self.spec.zero_stage == 3:
+            return None
+        return {name: t.detach().to("cpu", copy=True) for name, t in self._engine.module.state_dict().items()}
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights of `own_weights` into the loaded model, for a step that is looked into: the optimizer's copies
+        stay as they are."""
+        self._engine.module.load_state_dict(weights)
 
     # --- out ---
 

@@ -1,7 +1,6 @@
 """What a learner does with its data: one function per objective, each a loop of optimizer steps over micro-batches.
 
-Every rank is given the whole data and takes its share of each optimizer batch; micro-batches are formed before they are
-dealt out, and a rank without one computes a copy that counts for nothing, so that all ranks run the same collectives.
+How the steps go is in `loop`.
 """
 
 from __future__ import annotations
@@ -10,134 +9,18 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from learners import objectives
-from learners.batches import (
-    Batch,
-    Example,
-    PreferenceExample,
-    micro_batches,
-    optimizer_batches,
-    pack,
-    pad,
-    padded_length,
-    predicted,
-)
-from learners.learner import Learner
-from learners.packing import Packing, rows
+from learners.batches import Batch, Example, PreferenceExample, pad, predicted
+from learners.learner import Learner, LearnerError
+from learners.loop import FitSettings, Group, Report, Row, as_batch, deal, groups, train
 from reasoning.records import StepLabel, StepPair, Trajectory, mean
-
-T = TypeVar("T")
-Report = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """`batch_size`: sequences (or pairs) per optimizer step over all ranks. `micro_tokens`: tokens of a micro-batch,
-    padding included. `row_tokens`: of a row with several sequences; attention takes time by its square. `pad_id`: any
-    token id; padding is masked.
-    """
-
-    batch_size: int = 16
-    epochs: int = 1
-    micro_tokens: int = 2048
-    row_tokens: int = 1024
-    pad_id: int = 0
-    seed: int = 0
-    packing: Packing = "tree"
-
-
-Ids = Sequence[int]
-SequencesOf = Callable[[T], Sequence[Ids]]
-"""The tokens of the sequences of an item: one, or the two of a pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Group(Generic[T]):
-    """The items of a micro-batch, and for each the row that it stands in."""
-
-    items: list[T]
-    rows: list[int]
-
-
-def _groups(items: Sequence[T], sequences_of: SequencesOf[T], settings: FitSettings) -> list[_Group[T]]:
-    """The items of each micro-batch."""
-    if settings.packing == "padded":
-
-        def length(item: T) -> int:
-            lengths = [len(ids) for ids in sequences_of(item)]
-            return len(lengths) * padded_length(max(lengths))
-
-        return [_Group(g, [*range(len(g))]) for g in micro_batches(items, length, settings.micro_tokens)]
-    most = min(settings.row_tokens, settings.micro_tokens)
-    filled = rows(items, sequences_of, most, settings.packing == "tree")
-    return [
-        _Group([item for own, _ in some for item in own], [row for row, (own, _) in enumerate(some) for _ in own])
-        for some in micro_batches(filled, lambda row: row[1], settings.micro_tokens)
-    ]
-
-
-def _batch(sequences: Sequence[Ids], points: Sequence[Ids], rows: Sequence[int], settings: FitSettings) -> Batch:
-    """Sequences as tensors; `points`: where the output counts; `rows`: which row they stand in."""
-    if settings.packing == "padded":
-        return pad(sequences, points, settings.pad_id)
-    return pack(sequences, points, rows, settings.pad_id, settings.packing == "tree")
-
-
-def _deal(
-    batch: Sequence[T], sequences_of: SequencesOf[T], settings: FitSettings, learner: Learner
-) -> list[tuple[_Group[T], float]]:
-    """This rank's micro-batches of an optimizer batch, each with its weight (0 for one that only keeps step)."""
-    groups = _groups(batch, sequences_of, settings)
-    share = -(-len(groups) // learner.world)
-    mine = [(g, 1.0) for g in groups[learner.rank :: learner.world]]
-    return mine + [(group, 0.0) for group in groups[:1]] * (share - len(mine))
-
-
-def _train(
-    learner: Learner,
-    items: Sequence[T],
-    settings: FitSettings,
-    sequences_of: SequencesOf[T],
-    count: Callable[[T], float],
-    loss_of: Callable[[Any, _Group[T], float], tuple[Tensor, dict[str, Tensor | float]]],
-    report: Report,
-    prefix: str,
-    enough: Callable[[dict[str, float]], bool] | None = None,
-) -> list[dict[str, float]]:
-    """The loop shared by all objectives. `loss_of(model, group, weight)` returns a sum and sums to report; a reported
-    sum is divided by the count of the batch. Tokens are counted as they were given, shared ones in every sequence.
-
-    `enough(row)`: whether training ends after this step; may add to the row before it is reported. Must decide by what
-    is the same on every rank: all numbers but those of time are, being made of the same sums over ranks.
-    """
-    history: list[dict[str, float]] = []
-    batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
-    for number, batch in enumerate(batches, start=1):
-        dealt = _deal(batch, sequences_of, settings, learner)
-        own = sum(count(item) for group, weight in dealt if weight for item in group.items)
-        result = learner.step(dealt, lambda model, pair: loss_of(model, pair[0], pair[1]), own)
-        tokens = sum(len(ids) for item in batch for ids in sequences_of(item))
-        row = {
-            f"{prefix}/loss": result.loss,
-            f"{prefix}/grad_norm": result.grad_norm,
-            f"{prefix}/tokens_per_s": tokens / max(result.seconds, 1e-9),
-            f"{prefix}/step": number,
-            f"{prefix}/steps": len(batches),
-            **{f"{prefix}/{name}": value / max(result.count, 1e-9) for name, value in result.sums.items()},
-        }
-        ended = enough is not None and enough(row)
-        history.append(row)
-        report(row)
-        if ended:
-            break
-    return history
 
 
 def _tokens(example: Example | StepLabel | Trajectory) -> list[tuple[int, ...]]:
@@ -146,21 +29,21 @@ def _tokens(example: Example | StepLabel | Trajectory) -> list[tuple[int, ...]]:
 
 def _learnt(examples: Sequence[Example] | Sequence[Trajectory], rows: Sequence[int], settings: FitSettings) -> Batch:
     """A batch whose tokens under the masks count."""
-    return _batch([e.token_ids for e in examples], [predicted(e.loss_mask) for e in examples], rows, settings)
+    return as_batch([e.token_ids for e in examples], [predicted(e.loss_mask) for e in examples], rows, settings)
 
 
 def _logprobs(model: Any, batch: Batch) -> Tensor:
     return model(**batch.inputs, targets=batch.targets)[0]
 
 
-def sft(learner: Learner, examples: Sequence[Example], settings: FitSettings, report: Report) -> list[dict[str, float]]:
+def sft(learner: Learner, examples: Sequence[Example], settings: FitSettings, report: Report) -> list[Row]:
     """Supervised fine-tuning: mean negative log-likelihood of the tokens under the mask (headers are masked)."""
 
-    def loss_of(model: Any, group: _Group[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(model: Any, group: Group[Example], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         logprobs = _logprobs(model, _learnt(group.items, group.rows, settings))
         return objectives.sft(logprobs, torch.full_like(logprobs, weight)), {}
 
-    return _train(
+    return train(
         learner,
         examples,
         settings,
@@ -192,7 +75,7 @@ def completion_logprobs(learner: Learner, examples: Sequence[Example], settings:
     """
     sums = [0.0] * len(examples)
     with _measuring(learner) as model:
-        for group, weight in _deal(range(len(sums)), lambda i: _tokens(examples[i]), settings, learner):
+        for group, weight in deal(range(len(sums)), lambda i: _tokens(examples[i]), settings, learner):
             batch = _learnt([examples[i] for i in group.items], group.rows, settings)
             values = batch.sums(_logprobs(model, batch), len(group.items)).tolist()
             if weight:
@@ -229,7 +112,7 @@ def dpo(
     report: Report,
     sft_weight: float = 0.0,
     most_drop: float = math.inf,
-) -> list[dict[str, float]]:
+) -> list[Row]:
     """Direct preference optimisation (Rafailov et al. 2023) against the pairs' references; those that are missing are
     computed once, before the first step, from the weights that the learner starts from.
 
@@ -252,9 +135,7 @@ def dpo(
     def both(pair: PreferenceExample) -> list[tuple[int, ...]]:
         return [pair.chosen.token_ids, pair.rejected.token_ids]
 
-    def loss_of(
-        model: Any, group: _Group[PreferenceExample], weight: float
-    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(model: Any, group: Group[PreferenceExample], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         own, count = group.items, len(group.items)
         batch = _learnt([p.chosen for p in own] + [p.rejected for p in own], group.rows * 2, settings)
         chosen, rejected = batch.sums(_logprobs(model, batch), 2 * count).split(count)
@@ -270,13 +151,15 @@ def dpo(
         }
         return weight * (loss + sft_weight * objectives.mean_nll(chosen, tokens)), stats
 
-    def enough(row: dict[str, float]) -> bool:
+    def enough(row: Row) -> bool:
         stopped = objectives.fell_too_far(row["dpo/chosen_change_per_token"], most_drop)
         row["dpo/stopped"] = float(stopped)
         return stopped
 
     known = _with_references(learner, pairs, settings)
-    return _train(learner, known, settings, both, lambda _: 1.0, loss_of, report, "dpo", enough)
+    return train(
+        learner, known, settings, both, lambda _: 1.0, loss_of, report, "dpo", enough, (beta, sft_weight, most_drop)
+    )
 
 
 def _label_batch(
@@ -284,26 +167,26 @@ def _label_batch(
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """What a value model is called with: the output counts at the last tokens of the steps; targets and weights (N,) in
     the same order."""
-    batch = _batch([x.token_ids for x in labels], [x.ends for x in labels], rows, settings)
+    batch = as_batch([x.token_ids for x in labels], [x.ends for x in labels], rows, settings)
     targets = torch.tensor([t for x in labels for t in x.targets])
     weights = torch.tensor([w for x in labels for w in x.weights])
     return batch.inputs, targets, weights
 
 
-def prm(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings, report: Report) -> list[dict[str, float]]:
+def prm(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings, report: Report) -> list[Row]:
     """Point-wise PRM: weighted BCE at the last token of every step, all steps of a path in one forward pass."""
 
-    def loss_of(model: Any, group: _Group[StepLabel], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(model: Any, group: Group[StepLabel], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         inputs, targets, weights = _label_batch(group.items, group.rows, settings)
         logits = model(**inputs)
         return objectives.step_bce(logits, targets, weights * weight), {}
 
-    return _train(learner, labels, settings, _tokens, lambda x: float(sum(x.weights)), loss_of, report, "prm")
+    return train(learner, labels, settings, _tokens, lambda x: float(sum(x.weights)), loss_of, report, "prm")
 
 
 def prm_pairs(
     learner: Learner, pairs: Sequence[StepPair], settings: FitSettings, report: Report, margin: float = 0.0
-) -> list[dict[str, float]]:
+) -> list[Row]:
     """Pair-wise PRM: of two steps after the same prefix, the better one's value above the worse one's (Bradley-Terry).
 
     `margin`: how much of the difference of their pass rates the difference of the logits should have beyond 0; 0: none.
@@ -313,24 +196,26 @@ def prm_pairs(
     def both(pair: StepPair) -> list[tuple[int, ...]]:
         return [pair.prefix_ids + pair.chosen_ids, pair.prefix_ids + pair.rejected_ids]
 
-    def loss_of(model: Any, group: _Group[StepPair], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(model: Any, group: Group[StepPair], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         chosen, rejected = ([both(pair)[n] for pair in group.items] for n in (0, 1))
         sequences = [*chosen, *rejected]
-        batch = _batch(sequences, [[len(ids) - 1] for ids in sequences], group.rows * 2, settings)
+        batch = as_batch(sequences, [[len(ids) - 1] for ids in sequences], group.rows * 2, settings)
         better, worse = model(**batch.inputs).split(len(group.items))
         weights = weight * torch.tensor([pair.weight for pair in group.items])
         margins = margin * torch.tensor([pair.margin for pair in group.items])
         right = weights * (better > worse).float()
         return objectives.bradley_terry(better, worse, weights, margins), {"accuracy": right.sum()}
 
-    return _train(learner, pairs, settings, both, lambda pair: pair.weight, loss_of, report, "prm_pairs")
+    return train(
+        learner, pairs, settings, both, lambda pair: pair.weight, loss_of, report, "prm_pairs", options=(margin,)
+    )
 
 
 def step_scores(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings) -> list[list[float]]:
     """The value model's sigmoid at every step end of every label, on every rank (each computes all)."""
     scores: dict[int, list[float]] = {}
     with _measuring(learner) as model:
-        for group in _groups(range(len(labels)), lambda i: _tokens(labels[i]), settings):
+        for group in groups(range(len(labels)), lambda i: _tokens(labels[i]), settings):
             inputs, *_ = _label_batch([labels[i] for i in group.items], group.rows, settings)
             values = model(**inputs).sigmoid().tolist()
             for i in group.items:
@@ -353,7 +238,7 @@ def _pick(values: Sequence[Sequence[float]], group: Sequence[Trajectory]) -> Ten
     return torch.tensor([v[p + 1] for v, t in zip(values, group, strict=True) for p in predicted(t.loss_mask)])
 
 
-def _trajectory_batch(group: _Group[Trajectory], settings: FitSettings) -> dict[str, Any]:
+def _trajectory_batch(group: Group[Trajectory], settings: FitSettings) -> dict[str, Any]:
     """What the model is called with."""
     batch = _learnt(group.items, group.rows, settings)
     temperature = torch.tensor([t.temperature for t in group.items])[batch.owners]
@@ -369,14 +254,24 @@ def token_logprobs(learner: Learner, trajectories: Sequence[Trajectory], setting
     starts = [0, *itertools.accumulate(counts)]
     flat = [0.0] * starts[-1]
     with _measuring(learner) as model:
-        for group, weight in _deal(range(len(counts)), lambda i: _tokens(trajectories[i]), settings, learner):
-            own = _Group([trajectories[i] for i in group.items], group.rows)
+        for group, weight in deal(range(len(counts)), lambda i: _tokens(trajectories[i]), settings, learner):
+            own = Group([trajectories[i] for i in group.items], group.rows)
             values = model(**_trajectory_batch(own, settings))[0].tolist() if group.items else []
             for i in group.items if weight else ():
                 before = sum(counts[j] for j in group.items[: group.items.index(i)])
                 flat[starts[i] : starts[i + 1]] = values[before : before + counts[i]]
     flat = learner.all_sum_list(flat)
     return [flat[a:b] for a, b in itertools.pairwise(starts)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A trajectory with the log-probabilities of its sampled tokens (N,): the learner's before the first step, and the
+    sampler's. What is computed is no part of what makes two trainings the same."""
+
+    trajectory: Trajectory
+    old: Tensor = field(repr=False)
+    drawn: Tensor = field(repr=False)
 
 
 def rl(
@@ -388,7 +283,7 @@ def rl(
     report: Report,
     kl_weight: float = 0.0,
     sequence_bound: float = math.inf,
-) -> list[dict[str, float]]:
+) -> list[Row]:
     """Group-relative policy gradient: PPO-clip per token with truncated importance weights (method section 5).
 
     Before the first step the learner's own log-probabilities are computed; their distance from the sampler's is
@@ -402,18 +297,19 @@ def rl(
     """
     _check_rl(trajectories, kl_weight, sequence_bound)
     started = time.monotonic()
-    old = [torch.tensor(values) for values in token_logprobs(learner, trajectories, settings)]
-    drawn = [_pick([t.logprobs], [t]) for t in trajectories]
-    off_policy = objectives.mismatch(torch.cat([*old, torch.zeros(0)]), torch.cat([*drawn, torch.zeros(0)]), truncation)
-    kept = [objectives.in_bounds(a - b, sequence_bound) for a, b in zip(old, drawn, strict=True)]
-    off_policy["masked_sequences"] = float(len(kept) - sum(kept))
+    old = token_logprobs(learner, trajectories, settings)
+    known = [_Known(t, torch.tensor(o), _pick([t.logprobs], [t])) for t, o in zip(trajectories, old, strict=True)]
+    every = [torch.cat([*values, torch.zeros(0)]) for values in ([k.old for k in known], [k.drawn for k in known])]
+    off_policy = objectives.mismatch(*every, truncation)
+    kept = [k for k in known if objectives.in_bounds(k.old - k.drawn, sequence_bound)]
+    off_policy["masked_sequences"] = float(len(known) - len(kept))
     off_policy["old_logprobs_s"] = time.monotonic() - started
 
-    def loss_of(model: Any, group: _Group[int], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        own = [trajectories[i] for i in group.items]
-        inputs = _trajectory_batch(_Group(own, group.rows), settings)
+    def loss_of(model: Any, group: Group[_Known], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        own = [k.trajectory for k in group.items]
+        inputs = _trajectory_batch(Group(own, group.rows), settings)
         logprobs, entropy = model(**inputs, with_entropy=True)
-        before, sampler = (torch.cat([values[i] for i in group.items]) for values in (old, drawn))
+        before, sampler = torch.cat([k.old for k in group.items]), torch.cat([k.drawn for k in group.items])
         advantages = _pick([t.advantages for t in own], own)
         loss, stats = objectives.clipped_policy_gradient(logprobs, before, sampler, advantages, clip, truncation)
         stats["entropy"] = entropy.sum()
@@ -422,21 +318,26 @@ def rl(
             loss, stats["kl_reference"] = loss + kl_weight * far, far.detach()
         return loss * weight, {name: weight * value for name, value in stats.items()}
 
-    def tell(row: dict[str, float]) -> None:
+    def tell(row: Row) -> None:
         row.update({f"rl/{name}": value for name, value in off_policy.items()})
         row["rl/mean_outcome"] = mean([t.outcome for t in trajectories])
         report(row)
 
-    return _train(
-        learner,
-        [i for i, near in enumerate(kept) if near],
-        settings,
-        lambda i: _tokens(trajectories[i]),
-        lambda i: float(sum(trajectories[i].loss_mask)),
-        loss_of,
-        tell,
-        "rl",
-    )
+    try:
+        return train(
+            learner,
+            kept,
+            settings,
+            lambda k: _tokens(k.trajectory),
+            lambda k: float(sum(k.trajectory.loss_mask)),
+            loss_of,
+            tell,
+            "rl",
+            options=(clip, truncation, kl_weight, sequence_bound),
+        )
+    except LearnerError as error:
+        error.items = [k.trajectory for k in error.items]
+        raise
 
 
 def _check_rl(trajectories: Sequence[Trajectory], kl_weight: float, sequence_bound: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import load
 from cluster.context import RunContext
-from learners.training import FitSettings
+from learners.loop import FitSettings
 from reasoning.problems import bundled
 
 
@@ -66,7 +66,10 @@ def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
     logged, shown = [], {}
 
     class Learner:
-        def fit(self, objective, data, settings, deadline, on_row, **options):
+        restarts = 0
+
+        def fit(self, objective, data, settings, deadline, on_row, may_restart, **options):
+            self.restarts += 1
             row = {
                 "sft/loss": 0.5,
                 "sft/grad_norm": float("nan"),
@@ -81,7 +84,8 @@ def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
     run.display = SimpleNamespace(update=lambda done, total, **fields: shown.update(fields, done=done, total=total))
     monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
     run.fit("sft", [1, 2, 3], FitSettings(batch_size=1), 3, "tcg_sft")
-    assert logged == [({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})]
+    assert logged[0] == ({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})
+    assert logged[1:] == [({"alarm/learner_restarts": 1}, 3)]
     assert (shown["done"], shown["total"], shown["loss"]) == (2, 3, 0.5)
 
 

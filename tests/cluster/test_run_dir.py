@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import run_dir as module
-from cluster.run_dir import RunDir, default_path, write_atomic
+from cluster.run_dir import RunDir, default_path
 from reasoning.errors import InputError
 
 
@@ -174,27 +173,6 @@ def test_the_lock_is_exclusive_within_a_process_and_does_not_travel(tmp_path: Pa
         RunDir.open(tmp_path / "run")
     run.close()
     RunDir.open(tmp_path / "run")
-
-
-def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "state.json"
-    write_atomic(target, "old")
-
-    def broken(handle: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        write_atomic(target, "new")
-    assert target.read_text() == "old"
-    assert names(tmp_path) == {"state.json"}
-
-
-def test_written_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "a", b"\x00\xff")
-    (tmp_path / "b").write_text("x")
-    assert (tmp_path / "a").read_bytes() == b"\x00\xff"
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
 
 
 def test_json_is_strict_and_whole(tmp_path: Path) -> None:

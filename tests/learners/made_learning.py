@@ -4,7 +4,7 @@ import torch
 
 from learners.batches import Example
 from learners.learner import LearnerSpec
-from learners.training import FitSettings
+from learners.loop import FitSettings
 
 LEARNING_RATE = 1e-3
 VOCABULARY = 97
