@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--split", metavar="NAME", help="train, heldout or all (default: all)")
     _add_run(search, "go on with the search in DIR")
     _add_tcg(commands)
+    _add_fit(commands)
     show = commands.add_parser("config", help="print every setting with its value")
     show.add_argument("--budget", default="laptop", metavar="NAME")
     show.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
@@ -76,6 +77,29 @@ def _add_tcg(commands: Any) -> None:
     actions.add_parser("report", help=says, description=says.capitalize()).add_argument("run", metavar="RUN")
 
 
+def _add_fit(commands: Any) -> None:
+    words = "one learner alone, on what a run of `o1coder train` gathered"
+    learners = commands.add_parser("fit", help=words, description=words.capitalize()).add_subparsers(
+        dest="what", metavar="LEARNER", parser_class=_Parser, required=True
+    )
+    for name, says in (
+        ("policy-sft", "fine-tune the policy on solved paths"),
+        ("prm", "fit the process reward model to step values"),
+        ("tcg", "train the test case generator"),
+        ("policy-rl", "improve the policy on the paths that RL drew"),
+    ):
+        learner = learners.add_parser(name, help=says, description=says.capitalize())
+        learner.add_argument("--data", metavar="RUN", help="the run whose data is learnt from; its settings hold too")
+        learner.add_argument(
+            "--round", metavar="N", help="of that run (default: the last in which the stage has ended)"
+        )
+        learner.add_argument("--run-dir", metavar="DIR", help="where the result goes (default: runs/TIME-ID)")
+        learner.add_argument("--resume", metavar="DIR", help="go on with the fit in DIR")
+        learner.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="any setting of `o1coder config`"
+        )
+
+
 def _add_run(command: argparse.ArgumentParser, resume: str) -> None:
     """The options of every command that works in a run directory."""
     command.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: runs/TIME-ID)")
@@ -102,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _search(options, rest, given)
             case "tcg":
                 return _tcg(options, rest, given)
+            case "fit":
+                return _fit(options, rest, given)
             case "config":
                 return _config(options, rest)
             case "test":
@@ -187,6 +213,21 @@ def _tcg(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str])
         overrides = (*named, *_overrides(o))
         request = tcg_job.TcgRequest(o.action, o.budget, o.run_dir, o.resume, getattr(o, "split", None), overrides)
         return tcg_job.run(request, Console(), ["./o1coder", *given], stop)
+
+    return _stoppable(work)
+
+
+def _fit(options: argparse.Namespace, rest: Sequence[str], given: Sequence[str]) -> int:
+    _require_run(options, rest)
+
+    def work(stop: Stop) -> int:
+        from rich.console import Console
+
+        from cluster.fit_job import FitRequest, fit
+
+        o = options
+        request = FitRequest(o.what, o.data, o.round, o.run_dir, o.resume, tuple(o.overrides))
+        return fit(request, Console(), ["./o1coder", *given], stop)
 
     return _stoppable(work)
 

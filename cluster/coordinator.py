@@ -80,7 +80,8 @@ class Coordinator:
         models = {key: self.run.state.get(key) for key in MODELS}
         try:
             result = work(self.run, round_)
-            self.done[key] = {"seconds": round(time.monotonic() - started, 1), **result}
+            began_with = {name: value for name, value in models.items() if value is not None}
+            self.done[key] = {"seconds": round(time.monotonic() - started, 1), "models": began_with, **result}
         except BaseException:
             # The stage will run again from where it began: not from a model that it had already trained.
             for name, value in models.items():

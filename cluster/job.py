@@ -31,7 +31,7 @@ from reasoning.steps import StepCodec
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["train", "search", "tcg train", "tcg generate"]
+Kind = Literal["train", "search", "tcg train", "tcg generate", "fit"]
 R = TypeVar("R")
 
 # Before -----------------------------------------------------------------------------------------------------------
@@ -141,9 +141,11 @@ def check(
     problems: list[Problem],
     console: Console,
     memory: preflight.MemoryNeed = preflight.LOOP_MEMORY,
+    references: bool = True,
 ) -> tuple[Path, list[Problem]]:
-    """The model's directory and the problems, known to be usable; `memory`: what the command takes. With
-    `skip_bad_rows` problems whose prompts leave no room or whose references fail are named and left out.
+    """The model's directory and the problems, known to be usable; `memory`: what the command takes; `references`:
+    whether it runs them. With `skip_bad_rows` problems whose prompts leave no room or whose references fail are named
+    and left out.
 
     Raises InputError for the first of these that does not hold: the model is there, its prompts leave room, memory is
     enough, W&B's mode is possible, all references pass.
@@ -156,9 +158,10 @@ def check(
     usable = load_problems(console, lambda on_bad: _check_prompts(config, model, problems, on_bad if skip else None))
     preflight.require_memory(model, memory)
     resolve_mode(config.wandb.mode)
-    usable = load_problems(
-        console, lambda on_bad: preflight.check_references(usable, config, console, on_bad=on_bad if skip else None)
-    )
+    if references:
+        usable = load_problems(
+            console, lambda on_bad: preflight.check_references(usable, config, console, on_bad=on_bad if skip else None)
+        )
     for split in sorted({p.split for p in problems} - {p.split for p in usable}):
         legal = "problems with room in the prompt whose references pass their own tests"
         raise InputError("problems", config.problems, legal, f"none is left in the split {split!r}")
@@ -214,8 +217,10 @@ def prepare(
     workers: Workers,
     state: dict[str, Any],
     console: Console,
+    sandboxes: bool = True,
 ) -> tuple[Any, str]:
-    """Metrics and sandboxes started, and the context of the run; returns it and the note on W&B.
+    """Metrics and, where the command runs programs, `sandboxes` started, and the context of the run; returns it and the
+    note on W&B.
 
     Raises InputError and MachineError as `Workers.start_sandboxes` does.
     """
@@ -228,8 +233,9 @@ def prepare(
     workers.tracker = TrackerActor.remote(
         run_dir, config.model_dump(mode="json"), config.wandb.mode, run_dir.id, config.wandb.project
     )
-    isolation = workers.start_sandboxes()
-    console.print(f"sandbox: level {isolation.level} ({isolation.level_name})", highlight=False, markup=False)
+    if sandboxes:
+        isolation = workers.start_sandboxes()
+        console.print(f"sandbox: level {isolation.level} ({isolation.level_name})", highlight=False, markup=False)
     status = ray.get(workers.tracker.status.remote(), timeout=120)
     console.print(status.note, highlight=False, soft_wrap=True, markup=False)
     context = RunContext(

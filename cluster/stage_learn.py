@@ -43,8 +43,7 @@ def policy_sft(run: RunContext, round_: int) -> dict[str, Any]:
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}-sft")
     run.state["shots"] = 0  # it has learnt the step format
     run.state.setdefault("reference", run.state["policy"])
-    run.publish_learner(round_, run.policy)
-    run.tell_prompts()
+    run.deploy(round_, run.policy)
     loss = history[-1]["sft/loss"]
     return {
         "examples": len(kept),

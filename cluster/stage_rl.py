@@ -21,13 +21,17 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     """Sample groups of paths with the current policy, and improve it by what passed and, with a PRM, by its steps."""
     paths = _sample_groups(run, round_)
     run.store.write_paths(f"rl-round-{round_}", paths)
+    return improve(run, round_, paths)
+
+
+def improve(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:
+    """Improve the policy of the state, which drew the `paths`."""
     learn = _by_preference if run.config.rl.algorithm == "dpo" else _by_gradient
     learnt = learn(run, round_, paths)
     if "skipped" in learnt:
         return learnt
     run.state["policy"] = run.checkpoint(f"policy-round-{round_}")
-    sync = run.publish_learner(round_, run.policy)
-    run.tell_prompts()
+    run.deploy(round_, run.policy)
     if run.config.rl.algorithm == "policy_gradient" and run.config.rl.advantage == "gae":
         _fit_critic(run, round_, paths)
     solved = sum(p.solved for p in paths)
@@ -35,7 +39,7 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
         "paths": len(paths),
         "passed": solved,
         "mean_outcome": mean([p.value or 0.0 for p in paths]),
-        "version": sync.version,
+        "version": run.state.get("weight_version"),
         **learnt,
         "note": f"{len(paths)} paths, {solved} passed; trained on {learnt['note']}",
     }

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
 from cluster.tcg_generation import Texts
 from reasoning.estimators import bootstrap_ratio
-from reasoning.records import Problem, Suite, mean
+from reasoning.records import Problem, Suite, TextPair, mean
 from reasoning.suites import split_given, tests_by_origin
 from reasoning.test_cases import CASES_PER_PROMPT
 from sandbox.cache import program_key
 
 log = logging.getLogger(__name__)
 
+OWN = "sft-own"
+"""Of the names of the shards that hold the generator's own texts on what it is taught."""
 POLICY_PROGRAMS = 8
 """Of a problem, that suites are measured with: the latest ones; as many as are sampled where those are more."""
 BUILD_DEADLINE_S = 1800.0
@@ -71,9 +73,42 @@ def train_generator(
     prompts that show the reference (True in `measured`) or not. `programs`: of the policy, by problem id. The
     checkpoints are in the state of the run."""
     c = run.config.tcg
-    result: dict[str, Any] = {"measured_problems": len(unseen), "taught_problems": len(taught)}
+    measured_on: dict[str, Any] = {"measured_problems": len(unseen)}
+
+    def own() -> list[TextPair]:
+        return training.own_pairs(run, round_, taught, OWN)
+
+    def told(step: str) -> dict[str, Any]:
+        return measure(run, unseen, f"round-{round_}-{step}", measured)
+
+    result, found = _teach(run, round_, taught, programs, own, told)
+    result = {**measured_on, **result}
+    if found is None:
+        return result
+    if c.self_play:
+        result["self_play"] = training.self_play(run, round_, taught, found)
+        if result["self_play"]:
+            run.log({f"tcg/self_play_{name}": value for name, value in result["self_play"].items()}, round_)
+            result["after_self_play"] = measure(run, unseen, f"round-{round_}-self-play", measured)
+    run.workers.learner.release()
+    _log_accuracy(run, round_, result)
+    return {**result, "note": _training_note(result, result["texts"], result["pairs"])}
+
+
+def _teach(
+    run: RunContext,
+    round_: int,
+    taught: Sequence[Problem],
+    programs: dict[str, list[str]],
+    own: Callable[[], list[TextPair]],
+    told: Callable[[str], dict[str, Any]],
+) -> tuple[dict[str, Any], training.Materials | None]:
+    """SFT and DPO. `own`: pairs of the generator's own texts, asked for after SFT; `told(step)`: what is noted of the
+    generator after a step. Returns the result, and what there was to learn from, None where there was nothing."""
+    c = run.config.tcg
+    result: dict[str, Any] = {"taught_problems": len(taught)}
     if not c.sft_completions:
-        return {**result, "skipped": "tcg.sft_completions is 0"}
+        return {**result, "skipped": "tcg.sft_completions is 0"}, None
     rng = random.Random(run.config.seed)
     found = training.materials(run, taught, programs)
     examples = training.sft_examples(run, taught, found, rng) if c.sft_epochs else []
@@ -82,25 +117,36 @@ def train_generator(
         made = training.train_sft(run, round_, made, examples)
         run.state["tcg"] = run.state["tcg_sft"]
     elif c.sft_epochs:
-        return {**result, "skipped": "no problem has three tests to learn from"}
+        return {**result, "skipped": "no problem has three tests to learn from"}, None
     else:
         run.serve(made, round_)
     step = "sft" if examples else "start"
-    result[step] = measure(run, unseen, f"round-{round_}-{step}", measured)
-    own = training.own_pairs(run, round_, taught, "sft-own") if c.dpo_pairs else []
-    pairs = training.dpo_pairs(run, taught, found, own, rng)
+    result[step] = told(step)
+    pairs = training.dpo_pairs(run, taught, found, own() if c.dpo_pairs else [], rng)
     if pairs:
         last = training.train_dpo(run, round_, made, pairs)[-1]
-        result["dpo"] = measure(run, unseen, f"round-{round_}-dpo", measured)
+        result["dpo"] = told("dpo")
         result["dpo_stopped"] = bool(last["dpo/stopped"])
-    if c.self_play:
-        result["self_play"] = training.self_play(run, round_, taught, found)
-        if result["self_play"]:
-            run.log({f"tcg/self_play_{name}": value for name, value in result["self_play"].items()}, round_)
-            result["after_self_play"] = measure(run, unseen, f"round-{round_}-self-play", measured)
-    run.workers.learner.release()
-    _log_accuracy(run, round_, result)
-    return {**result, "note": _training_note(result, len(examples), len(pairs))}
+    return {**result, "texts": len(examples), "pairs": len(pairs)}, found
+
+
+def fit_generator(run: RunContext, round_: int, alone: bool) -> dict[str, Any]:
+    """SFT and DPO on what the stage of an earlier run had (`o1coder fit tcg`): programs of its policy, texts of its
+    generator. Nothing is generated or measured. `alone`: that run was one of `o1coder tcg train`."""
+    names = set() if alone else {p.id for p in kept_apart(run)}
+    taught = [p for p in (run.train if alone else run.train_of(round_)) if p.id not in names]
+    shards = [
+        s for s, _ in training.own_shards(run, round_, OWN) if (run.dir.data / "generated" / f"{s}.parquet").exists()
+    ]
+
+    def own() -> list[TextPair]:
+        return training.corrected(run, taught, [generation.read_texts(run, shard) for shard in shards])
+
+    result, found = _teach(run, round_, taught, policy_programs(run, taught), own, lambda step: {})
+    if found is None:
+        return result
+    stopped = "; DPO ended early" if result.get("dpo_stopped") else ""
+    return {**result, "note": f"{result['texts']} texts, {result['pairs']} pairs{stopped}"}
 
 
 def current_generator(run: RunContext) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actors.suite_builder import Material
 from cluster.context import RunContext
-from cluster.tcg_generation import builder, draw_samples, each, fingerprint, prompt, write_texts
+from cluster.tcg_generation import Texts, builder, draw_samples, each, fingerprint, prompt, write_texts
 from learners.adapters import Lora
 from learners.batches import Example, PreferenceExample
 from learners.learner import LearnerSpec
@@ -77,7 +77,7 @@ def train_sft(run: RunContext, round_: int, model: Path, examples: list[Example]
     made = run.dir.path / run.state["tcg_sft"]
     run.state["tcg_sft_made"] = {"digest": digest, "path": run.state["tcg_sft"]}
     run.dir.write_state(run.state)
-    run.publish_learner(round_, made)
+    run.deploy(round_, made)
     return made
 
 
@@ -111,15 +111,24 @@ def dpo_pairs(
 def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: str) -> list[TextPair]:
     """What the generator that the engines hold writes on the problems that it learns from: put right where it is wrong,
     and its best text of a problem against its worst."""
-    by_mode = [
-        write_texts(run, problems, f"round-{round_}-{step}-{'code' if with_code else 'question'}", with_code, seed=3)
-        for with_code in _modes(run)
-    ]
+    return corrected(
+        run,
+        problems,
+        [write_texts(run, problems, shard, with_code, seed=3) for shard, with_code in own_shards(run, round_, step)],
+    )
 
+
+def own_shards(run: RunContext, round_: int, step: str) -> list[tuple[str, bool]]:
+    """Where such texts are kept, and whether their prompts show the reference."""
+    return [(f"round-{round_}-{step}-{'code' if shown else 'question'}", shown) for shown in _modes(run)]
+
+
+def corrected(run: RunContext, problems: Sequence[Problem], by_mode: Sequence[Texts]) -> list[TextPair]:
+    """Preference pairs of texts that were written on the problems."""
     maker = builder(run)
 
     async def one(problem: Problem) -> list[TextPair]:
-        texts = [text for texts in by_mode for text in texts[problem.id] if text is not None]
+        texts = [text for texts in by_mode for text in texts.get(problem.id, ()) if text is not None]
         return await maker.corrections(problem, [new_cases(text, problem) for text in texts])
 
     return [pair for pairs in asyncio.run(each(one, problems)).values() for pair in pairs]
@@ -152,7 +161,7 @@ def train_dpo(run: RunContext, round_: int, model: Path, pairs: list[PreferenceE
         run.serve(model, round_)
         return history
     run.state["tcg"] = run.checkpoint(f"tcg-round-{round_}")
-    run.publish_learner(round_, run.dir.path / run.state["tcg"])
+    run.deploy(round_, run.dir.path / run.state["tcg"])
     return history
 
 
@@ -206,5 +215,5 @@ def self_play(run: RunContext, round_: int, problems: Sequence[Problem], found: 
     r = run.config.rl
     run.fit("rl", trajectories, settings, round_, "tcg_rl", clip=r.clip, truncation=r.truncation)
     run.state["tcg"] = run.checkpoint(f"tcg-self-play-round-{round_}")
-    run.publish_learner(round_, run.dir.path / run.state["tcg"])
+    run.deploy(round_, run.dir.path / run.state["tcg"])
     return {"texts": len(known), "reward": mean(known), "trajectories": len(trajectories)}

@@ -1,0 +1,96 @@
+"""What `o1coder fit` came to, for people and for programs."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from pydantic import Field
+from rich.console import Console
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from cluster.report import MISSING, WIDTH, ReportRecord, clean, write_record
+from cluster.run_dir import RunDir
+from cluster.tracker import read_metrics
+
+SHOWN_LOSSES = 8
+
+
+class FitReport(ReportRecord):
+    """Everything the report says. None means "not measured"."""
+
+    run_dir: str
+    what: str
+    source: str = Field(description="the run whose data it was")
+    round: int
+    model: str = Field(description="what the training began with")
+    seed: int
+    result: str = ""
+    skipped: str = Field(default="", description="why nothing was trained")
+    losses: list[float] = Field(default=[], description="of each optimizer step, before its update")
+    tokens_per_s: float | None = Field(default=None, description="median over the steps")
+    seconds: float | None = None
+    peak_memory_gb: float | None = Field(default=None, description="of all processes, GB")
+    checkpoints: list[str] = []
+    wandb_note: str = ""
+    stopped_early: str = ""
+
+
+def training_rows(file: Path) -> list[dict[str, float]]:
+    """Loss and speed of the optimizer steps in a `metrics.jsonl`, in their order; of a step that was done twice, the
+    later one."""
+    found: dict[int, dict[str, float]] = {}
+    for line in read_metrics(file):
+        losses = [name for name in line if name.endswith("/loss")]
+        if losses and "learner/step" in line:
+            family = losses[0].partition("/")[0]
+            own = {name.partition("/")[2]: value for name, value in line.items() if name.startswith(f"{family}/")}
+            found[int(line["learner/step"])] = own
+    return [found[step] for step in sorted(found)]
+
+
+def write(report: FitReport, run_dir: RunDir) -> None:
+    """Write report.json and report.txt, each whole or not at all. Raises OSError when the disk refuses."""
+    write_record(report, render, run_dir)
+
+
+def render(report: FitReport, console: Console) -> None:
+    """Print the report, at most `WIDTH` columns wide but for paths and commands, which can be copied."""
+    width = min(WIDTH, console.width)
+    title = "Fit stopped early" if report.stopped_early else "Fit finished"
+    console.print(Rule(Text(f"{title}: {report.what}", style="bold"), characters="─"), width=width)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True, min_width=16)
+    facts.add_column()
+    for name, value in _facts(report):
+        facts.add_row(name, Text(clean(value)))
+    console.print(Padding(facts, (0, 0, 0, 2)), width=width, highlight=False)
+    lines = [("data of", report.source), ("run directory", report.run_dir), ("began with", report.model)]
+    lines += [("checkpoint", path) for path in report.checkpoints]
+    for name, path in lines:
+        console.print(Text(f"  {name:16}  {clean(path)}"), soft_wrap=True, highlight=False)
+    if report.wandb_note:
+        console.print(Text(clean(report.wandb_note)), soft_wrap=True, highlight=False)
+    if report.stopped_early:
+        go_on = f"To go on: ./o1coder fit {report.what} --resume {shlex.quote(report.run_dir)}"
+        console.print(Text(clean(go_on), style="bold"), soft_wrap=True, highlight=False)
+
+
+def _facts(report: FitReport) -> list[tuple[str, str]]:
+    steps = len(report.losses)
+    shown = report.losses[:: max(1, -(-steps // SHOWN_LOSSES))]
+    if steps and shown[-1] is not report.losses[-1]:
+        shown = [*shown, report.losses[-1]]
+    return [
+        *([("stopped early", report.stopped_early)] if report.stopped_early else []),
+        ("round, seed", f"{report.round}, {report.seed}"),
+        ("result", f"nothing to learn: {report.skipped}" if report.skipped else report.result or MISSING),
+        ("optimizer steps", f"{steps:,}"),
+        ("loss", " ".join(f"{loss:.3f}" for loss in shown) or MISSING),
+        ("speed", MISSING if report.tokens_per_s is None else f"{report.tokens_per_s:,.0f} tokens/s"),
+        ("seconds", MISSING if report.seconds is None else f"{report.seconds:,.1f}"),
+        ("peak memory", MISSING if report.peak_memory_gb is None else f"{report.peak_memory_gb:.1f} GB"),
+    ]
