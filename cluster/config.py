@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from learners.packing import Packing
 from reasoning.advantages import AdvantageName, CreditSettings
 from reasoning.errors import InputError
+from reasoning.guards import Bounds
 from reasoning.labels import LabelKind
 from reasoning.rewards import Decay, Phi, alpha_at
 from reasoning.search import SearchSettings
@@ -224,6 +225,26 @@ class EvalConfig(_Section):
     )
 
 
+class GuardsConfig(_Section):
+    """What raises an alarm (method section 5); nothing ends by it."""
+
+    mismatch_kl: float = Field(default=0.1, gt=0, description="nats per token between sampler and learner, at most")
+    ess: float = Field(default=0.5, ge=0, le=1, description="effective share of the tokens of an update, at least")
+    entropy: float = Field(default=0.02, ge=0, description="of the policy in nats per token, at least")
+    holdout_gap: float = Field(
+        default=0.3, ge=0, le=1, description="share of programs that pass their suite and fail the tests kept apart"
+    )
+    duplicates: float = Field(
+        default=0.8, ge=0, le=1, description="share of RL's paths that repeat one of their problem"
+    )
+    drift: float = Field(
+        default=0.5, gt=0, description="change of the mean length or steps of RL's paths from a round to the next"
+    )
+
+    def bounds(self) -> Bounds:
+        return Bounds(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
 class WandbConfig(_Section):
     """Weights & Biases; `auto` is online where a key is configured, else offline."""
 
@@ -253,6 +274,7 @@ class RunConfig(_Section):
     rl: RlConfig = RlConfig()
     new_data: NewDataConfig = NewDataConfig()
     eval: EvalConfig = EvalConfig()
+    guards: GuardsConfig = GuardsConfig()
     wandb: WandbConfig = WandbConfig()
 
     def search_settings(self) -> SearchSettings:

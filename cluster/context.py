@@ -22,6 +22,7 @@ from cluster.workers import Workers
 from learners.learner import LearnerSpec
 from learners.loop import FitSettings
 from learners.models import ModelKind
+from reasoning.guards import crossed
 from reasoning.prompts import PolicyPrompts
 from reasoning.records import Demonstration, Problem
 from reasoning.records import Path as SearchPath
@@ -229,7 +230,8 @@ class RunContext:
             objective, data, settings, deadline, on_row, lambda: not self.stop.signal, **options
         )
         if learner.restarts > before:
-            self.log({"alarm/learner_restarts": learner.restarts}, round_)
+            says = f"a learner rank died in {objective}; training went on from its last snapshot"
+            self.alarm("learner_restarts", learner.restarts, says, round_)
         return history
 
     # --- telling people ---
@@ -237,6 +239,17 @@ class RunContext:
     def log(self, metrics: Mapping[str, float], round_: int, axes: Mapping[str, float] | None = None) -> None:
         """One line of metrics with its axes."""
         ray.get(self.workers.tracker.log.remote(dict(metrics), {"round": round_, **(axes or {})}), timeout=60)
+
+    def alarm(self, name: str, value: float, says: str, round_: int) -> None:
+        """Something that people should look at: shown, logged as `alarm/<name>`, and in the report."""
+        self.log({f"alarm/{name}": value}, round_)
+        self.state.setdefault("alarms", {})[f"{round_}/{name}"] = says
+        self.display.message(says)
+
+    def guard(self, now: Mapping[str, float], round_: int, before: Mapping[str, float] | None = None) -> None:
+        """Raise an alarm for every bound that is crossed (`guards.crossed`)."""
+        for name, (value, says) in crossed(now, before or {}, self.config.guards.bounds()).items():
+            self.alarm(name, value, f"alarm: {says}", round_)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], round_: int) -> None:
         """A table for W&B."""

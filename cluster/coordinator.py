@@ -139,11 +139,11 @@ class Coordinator:
             run.state.update(policy=found.policy, shots=found.shots)
             run.serve(run.policy, round_)
             run.tell_prompts()
-            run.log({"alarm/rolled_back_to_round": found.round}, round_)
-            run.display.message(
+            says = (
                 f"pass@1 fell from {found.pass_at_1:.3f} to {history[-1].pass_at_1:.3f}: "
                 f"going on with the policy of {f'round {found.round}' if found.round else 'the start'}"
             )
+            run.alarm("rolled_back_to_round", found.round, says, round_)
         self.save()
         return best.converged(history, run.config.patience)
 

@@ -103,6 +103,7 @@ class RunSummary(ReportRecord):
     tokens_sampled: NonNegativeInt | None = None
     programs_judged: NonNegativeInt | None = None
     peak_memory_gb: float | None = Field(default=None, description="largest resident memory of the whole run, GB")
+    alarms: tuple[str, ...] = Field(default=(), description="what people should look at")
     showcase: Showcase | None = None
     next_commands: tuple[str, ...] = ()
     wandb_note: str = ""
@@ -164,6 +165,11 @@ def _parts(summary: RunSummary, colours: bool, width: int) -> Iterator[Renderabl
     yield from _evaluation(summary)
     yield ""
     yield from _search_and_tests(summary)
+    if summary.alarms:
+        yield ""
+        yield Text("Alarms", style="bold")
+        for alarm in summary.alarms:
+            yield Padding(Text(clean(alarm), style="bold yellow"), (0, 0, 0, 2))
     if summary.seconds_per_stage:
         yield ""
         yield _stages(summary.seconds_per_stage)

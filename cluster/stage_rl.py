@@ -13,6 +13,7 @@ from cluster.stage_learn import path_example, search_paths
 from learners.batches import PreferenceExample
 from reasoning.advantages import credit_paths, with_reference
 from reasoning.budgets import within_tokens
+from reasoning.guards import shape
 from reasoning.pairs import path_pairs
 from reasoning.records import Path, StepLabel, Trajectory, mean
 
@@ -21,7 +22,16 @@ def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     """Sample groups of paths with the current policy, and improve it by what passed and, with a PRM, by its steps."""
     paths = _sample_groups(run, round_)
     run.store.write_paths(f"rl-round-{round_}", paths)
+    _look_at(run, round_, paths)
     return improve(run, round_, paths)
+
+
+def _look_at(run: RunContext, round_: int, paths: list[Path]) -> None:
+    """Log the shape of the paths, and say where it is far from what it was a round ago, or they are all the same."""
+    now = shape(paths)
+    run.log({f"guard/{name}": value for name, value in now.items()}, round_)
+    known = (run.dir.data / "paths" / f"rl-round-{round_ - 1}.parquet").exists()
+    run.guard(now, round_, shape(run.store.read_paths([f"rl-round-{round_ - 1}"])) if known else {})
 
 
 def improve(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def _by_gradient(run: RunContext, round_: int, paths: list[Path]) -> dict[str, A
     if not history:
         return {"skipped": f"the learner would have drawn none of {len(chosen)} paths: mismatch of the sampler"}
     kl = history[0]["rl/mismatch_kl"]
+    run.guard({name: history[-1][f"rl/{name}"] for name in ("mismatch_kl", "ess", "entropy")}, round_)
     note = f"{len(chosen)}; mismatch KL {kl:.4f}"
     return {"trajectories": len(chosen), "too_long": too_long, "mismatch_kl": kl, "note": note}
 

@@ -84,6 +84,7 @@ def _search(
     summary = _metrics(reports, paths, seconds, earlier.values())
     measured = {"search/holdout_gap": gap} if gap is not None else {}
     run.log({**summary, **measured, **run.sandbox_metrics()}, round_)
+    run.guard({"holdout_gap": gap} if gap is not None else {}, round_)
     return {
         "shard": shard,
         "problems": len(problems),

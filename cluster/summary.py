@@ -53,6 +53,7 @@ def summarize(run: RunContext, wandb_note: str, stopped_early: str = "") -> RunS
         tokens_sampled=counters.get("tokens"),
         programs_judged=counters.get("programs"),
         peak_memory_gb=round(run.peak_memory / 1e9, 2) if run.peak_memory else None,
+        alarms=tuple(f"round {key.split('/')[0]}: {says}" for key, says in run.state.get("alarms", {}).items()),
         showcase=_showcase(run, last),
         next_commands=_next(run, stopped_early),
         wandb_note=wandb_note,

@@ -52,6 +52,7 @@ AXIS_OF = {
     "tcg_rl/*": "learner/step",
     "critic/*": "learner/step",
     "alarm/*": "round",
+    "guard/*": "round",
 }
 """Metric, or its family, to the axis that a line with it must carry. Everything else is drawn over `wall_s`."""
 

@@ -81,12 +81,27 @@ def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
             return [row]
 
     run.workers = SimpleNamespace(learner=Learner(), note_processes=lambda: 0)
-    run.display = SimpleNamespace(update=lambda done, total, **fields: shown.update(fields, done=done, total=total))
+    said = []
+    run.display = SimpleNamespace(
+        update=lambda done, total, **fields: shown.update(fields, done=done, total=total), message=said.append
+    )
     monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
     run.fit("sft", [1, 2, 3], FitSettings(batch_size=1), 3, "tcg_sft")
     assert logged[0] == ({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})
     assert logged[1:] == [({"alarm/learner_restarts": 1}, 3)]
+    assert list(run.state["alarms"].values()) == said and "died in sft" in said[0]
     assert (shown["done"], shown["total"], shown["loss"]) == (2, 3, 0.5)
+
+
+def test_bounds_that_are_crossed_raise_an_alarm(monkeypatch):
+    run = context({})
+    logged, said = [], []
+    run.display = SimpleNamespace(message=said.append)
+    monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
+    for _ in range(2):  # a stage that is done again
+        run.guard({"mismatch_kl": 0.5, "ess": 0.9}, 2)
+    assert logged == [({"alarm/mismatch_kl": 0.5}, 2)] * 2
+    assert list(run.state["alarms"]) == ["2/mismatch_kl"] and "0.500 nats per token" in said[0]
 
 
 def test_a_run_without_the_record_goes_on_where_it_was():

@@ -94,6 +94,7 @@ def train(monkeypatch):
         context.served = []
         context.serve = lambda model, round_: context.served.append(model)
         context.tell_prompts = lambda: None
+        context.alarm = lambda name, value, says, round_: context.display.message(says)
         Coordinator(context).go()
         return context
 

@@ -134,6 +134,12 @@ def test_a_change_is_claimed_only_outside_of_noise(low: float, high: float, word
     assert sum(claim in line for claim in ("better", "worse", "no clear change")) == 1
 
 
+def test_alarms_are_listed() -> None:
+    assert "Alarms" not in render_text(summary())
+    page = render_text(summary(alarms=("round 2: paths repeat each other",)))
+    assert page.index("Alarms") < page.index("round 2: paths repeat each other")
+
+
 def test_what_was_not_measured_is_a_dash_and_never_a_zero() -> None:
     bare = RunSummary(run_dir="/r", model="m", seed=1, rounds=1)
     page = render_text(bare)

@@ -58,11 +58,11 @@ def run(tmp_path):
     """`fits`: objective, data, name in the metrics, options."""
 
     def made(state=(), **rl):
-        fits = []
+        fits, guarded = [], []
 
         def fit(objective, data, settings, round_, family="", **options):
             fits.append((objective, data, family, options))
-            return [{"dpo/margin": 0.1, "rl/mismatch_kl": 0.0}]
+            return [{"dpo/margin": 0.1, "rl/mismatch_kl": 0.0, "rl/ess": 1.0, "rl/entropy": 2.0}]
 
         config = load("tiny", [f"rl.{name}={value}" for name, value in rl.items()])
         return SimpleNamespace(
@@ -76,6 +76,8 @@ def run(tmp_path):
             spec=lambda model, kind, rate: SimpleNamespace(model=str(model), kind=kind),
             fit_settings=lambda *_: None,
             log=lambda *_: None,
+            guard=lambda now, *_: guarded.append(now),
+            guarded=guarded,
             fit=fit,
             fits=fits,
         )
@@ -104,6 +106,23 @@ def test_without_a_reward_model_outcomes_alone_decide(run):
     assert {t.token_ids[3]: t.advantages[3] for t in trajectories} == pytest.approx({100: 0.75, 101: -0.6, 102: -0.15})
     assert all(not t.reference_logprobs for t in trajectories) and options["kl_weight"] == 0
     assert made.workers.learner.loaded == [(str(made.policy), "policy")]
+    assert made.guarded == [{"mismatch_kl": 0.0, "ess": 1.0, "entropy": 2.0}]
+
+
+def test_paths_are_compared_with_those_of_the_round_before(run, tmp_path):
+    made, logged = run(), []
+    short = [path.model_copy(update={"steps": path.steps[:1]}) for path in PATHS]
+    made.dir.data = tmp_path
+    made.log = lambda metrics, round_: logged.append(metrics)
+    made.guard = lambda now, round_, before: made.guarded.append((now, before))
+    made.store.read_paths = lambda shards: short if shards == ["rl-round-1"] else []
+    stage_rl._look_at(made, 2, PATHS)
+    (tmp_path / "paths").mkdir()
+    (tmp_path / "paths" / "rl-round-1.parquet").touch()
+    stage_rl._look_at(made, 2, PATHS)
+    (now, nothing), (again, before) = made.guarded
+    assert (nothing, again) == ({}, now)
+    assert before["path_steps"] == 1.0 < now["path_steps"] == logged[0]["guard/path_steps"]
 
 
 def test_a_refused_reward_model_is_not_asked(run):

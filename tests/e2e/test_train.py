@@ -239,6 +239,33 @@ def test_wandb_has_the_run_offline(finished):
     assert "search/solved" in seen.stdout
 
 
+FITS = {
+    "prm": ("prm.objective=pairwise", "prm.token_budget=1500"),
+    "policy-rl": ("rl.algorithm=dpo", "rl.sft_weight=0.5"),
+    "tcg": ("tcg.dpo_pairs=4", "tcg.sft_epochs=1"),
+}
+
+
+@pytest.mark.parametrize("what", FITS)
+def test_one_learner_can_be_fitted_alone(finished, tmp_path, what):
+    source = finished[0]
+    before = {f: f.stat().st_mtime_ns for f in source.rglob("*") if f.is_file()}
+    run = Started("fit", what, "--data", str(source), "--run-dir", str(tmp_path / "fit"), *FITS[what])
+    run.until_end(600)
+    assert run.process.returncode == 0, run.output
+    assert run.left_behind() == []
+    assert {f: f.stat().st_mtime_ns for f in source.rglob("*") if f.is_file()} == before, "the run is left as it is"
+    report = json.loads((tmp_path / "fit" / "report.json").read_text())
+    assert (report["what"], report["source"], report["round"]) == (what, str(source), 1)
+    assert "Fit finished" in run.output
+    if report["skipped"]:  # a policy that solves nothing has no pairs to show
+        assert what != "tcg", report["skipped"]
+        return
+    assert report["losses"]
+    assert all((Path(path) / "config.json").exists() for path in report["checkpoints"])
+    assert report["checkpoints"]
+
+
 @pytest.fixture(scope="module")
 def second_round(finished):
     """Another, smaller round on top of a copy of the finished run, with a critic and a reference."""
