@@ -185,6 +185,7 @@ class RlConfig(_Section):
         description="PPO-clip on advantages, or DPO of paths that pass against some that fail",
     )
     pairs: int = Field(default=2, ge=1, description="per problem at most; of dpo")
+    sibling_pairs: int = Field(default=4, ge=0, description="of steps that search found, per problem at most; of dpo")
     beta: float = Field(default=0.1, gt=0, le=10, description="of dpo")
     sft_weight: float = Field(default=0.2, ge=0, le=100, description="of the passing path's likelihood; of dpo")
     advantage: AdvantageName = Field(

@@ -44,7 +44,7 @@ LEARNERS: Mapping[str, Learner] = {
     "policy-sft": Learner("policy_sft", ("paths/round-{}-search",), ("paths/round-{}-*",)),
     "prm": Learner("prm", ("paths/round-{}-search",), ("paths/round-{}-*",)),
     "tcg": Learner("tcg", ("paths/samples-round-{}", "generated/round-{}-sft-own-*"), ("paths/*round-{}*",), False),
-    "policy-rl": Learner("policy_rl", ("paths/rl-round-{}",)),
+    "policy-rl": Learner("policy_rl", ("paths/rl-round-{}", "paths/round-{}-search"), ("paths/round-{}-*",)),
 }
 
 

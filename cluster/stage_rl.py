@@ -10,12 +10,12 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
 from cluster.stage_learn import path_example, search_paths
-from learners.batches import PreferenceExample
+from learners.batches import Example, PreferenceExample
 from reasoning.advantages import credit_paths, with_reference
 from reasoning.budgets import within_tokens
 from reasoning.guards import shape
-from reasoning.pairs import path_pairs
-from reasoning.records import Path, StepLabel, Trajectory, mean
+from reasoning.pairs import path_pairs, step_pairs
+from reasoning.records import Path, StepLabel, StepPair, Trajectory, mean
 
 
 def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
@@ -89,18 +89,32 @@ def _by_gradient(run: RunContext, round_: int, paths: list[Path]) -> dict[str, A
 
 
 def _by_preference(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:
-    """DPO against the policy as it is."""
+    """DPO against the policy as it is: paths that pass against paths that fail, and steps against their siblings."""
     c = run.config.rl
     made = [PreferenceExample(path_example(a), path_example(b)) for a, b in path_pairs(paths, c.pairs)]
+    if c.sibling_pairs:
+        made += map(_step_example, step_pairs(search_paths(run), c.sibling_pairs))
     longest = run.config.learner.max_tokens
     pairs = [p for p in made if max(len(p.chosen.token_ids), len(p.rejected.token_ids)) <= longest]
     if not pairs:
-        return {"skipped": f"no problem has paths that pass and paths that fail among {len(paths)}"}
+        return {"skipped": f"nothing is better than anything else among {len(paths)} paths, nor among steps of search"}
     run.workers.learner.load(run.spec(run.policy, "policy", c.learning_rate), run.config.seed)
     settings = run.fit_settings(c.batch_size, c.epochs)
     history = run.fit("dpo", pairs, settings, round_, "rl", beta=c.beta, sft_weight=c.sft_weight)
     margin = history[-1]["dpo/margin"]
     return {"pairs": len(pairs), "too_long": len(made) - len(pairs), "note": f"{len(pairs)} pairs; margin {margin:.3f}"}
+
+
+def _step_example(pair: StepPair) -> PreferenceExample:
+    """A pair of siblings: only what was sampled of the two steps is learnt."""
+
+    def example(ids: Sequence[int], header: int) -> Example:
+        mask = [0] * (len(pair.prefix_ids) + header) + [1] * (len(ids) - header)
+        return Example((*pair.prefix_ids, *ids), tuple(mask), pair.problem_id)
+
+    return PreferenceExample(
+        example(pair.chosen_ids, pair.chosen_header), example(pair.rejected_ids, pair.rejected_header)
+    )
 
 
 def _with_reference(run: RunContext, chosen: list[Trajectory]) -> list[Trajectory]:

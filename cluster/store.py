@@ -71,6 +71,8 @@ _SCHEMAS = {
             ("rejected_value", pa.float64()),
             ("margin", pa.float64()),
             ("weight", pa.float64()),
+            ("chosen_header", pa.int32()),
+            ("rejected_header", pa.int32()),
         ]
     ),
     "trajectories": pa.schema(

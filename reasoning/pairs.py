@@ -18,7 +18,8 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class _Sibling:
-    """A step with `sampled` > 0 independently sampled terminals below it, `passed` of which pass.
+    """A step with `sampled` > 0 independently sampled terminals below it, `passed` of which pass; `header`: how many of
+    its tokens the system wrote.
 
     `exact`: it is a code step, so that its value was judged and not estimated.
     """
@@ -26,6 +27,7 @@ class _Sibling:
     ids: tuple[int, ...]
     passed: float
     sampled: float
+    header: int = 0
     exact: bool = False
 
     @property
@@ -115,7 +117,9 @@ def _sibling_groups(paths: Iterable[Path]) -> dict[_Group, list[_Sibling]]:
                 known = group.get(ids)
                 # Where paths were taken at different times, the later counts include the earlier ones.
                 if known is None or (known.sampled, known.passed) < (step.sampled, step.passed):
-                    group[ids] = _Sibling(ids, step.passed, step.sampled, step.action is Action.CODE)
+                    group[ids] = _Sibling(
+                        ids, step.passed, step.sampled, len(step.header_ids), step.action is Action.CODE
+                    )
             prefix += ids
     return {key: list(group.values()) for key, group in groups.items()}
 
@@ -137,6 +141,8 @@ def _pairs(problem_id: str, tree_id: str, prefix: tuple[int, ...], siblings: Seq
                     rejected_value=loser.value,
                     margin=margin,
                     weight=1.0,
+                    chosen_header=winner.header,
+                    rejected_header=loser.header,
                 )
             )
     return pairs

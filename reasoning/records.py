@@ -221,10 +221,11 @@ class StepLabel(Record):
 
 
 class StepPair(Record):
-    """A preference pair of the pair-wise PRM: two steps after the same prefix in one tree (method section 4).
+    """A preference pair of the pair-wise PRM and DPO: two steps after the same prefix in one tree (method section 4).
 
     `prefix_ids`: prompt and steps up to the end of the parent. `chosen_ids`, `rejected_ids`: header and tokens of the
-    step that wins and of the one that loses. `chosen_value`, `rejected_value`: passed / sampled terminals below them,
+    step that wins and of the one that loses; `chosen_header`, `rejected_header`: how many of them the system wrote.
+    `chosen_value`, `rejected_value`: passed / sampled terminals below them,
     in [0, 1]; `margin`: their difference. `weight`: 1 / (n_pos * n_neg) of the sibling group.
     """
 
@@ -237,6 +238,8 @@ class StepPair(Record):
     rejected_value: float
     margin: float = Field(gt=0)
     weight: float = Field(gt=0)
+    chosen_header: int = Field(default=0, ge=0)
+    rejected_header: int = Field(default=0, ge=0)
 
 
 class Trajectory(Record):

@@ -100,7 +100,7 @@ def test_an_earlier_round_may_be_named(command, source, tmp_path):
     [
         ("policy-sft", 1, {"paths/round-1-search"}),
         ("prm", 2, {"paths/round-1-search", "paths/round-1-new", "paths/round-2-search"}),
-        ("policy-rl", 1, {"paths/rl-round-1"}),
+        ("policy-rl", 1, {"paths/rl-round-1", "paths/round-1-search"}),
         ("tcg", 1, {"paths/samples-round-1", "generated/round-1-sft-own-code"}),
         (
             "tcg",

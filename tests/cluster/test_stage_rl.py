@@ -86,7 +86,7 @@ def run(tmp_path):
 
 
 def test_paths_that_pass_are_preferred_to_the_worst_of_their_problem(run):
-    made = run(algorithm="dpo", beta=0.2)
+    made = run(algorithm="dpo", beta=0.2, sibling_pairs=0)
     assert stage_rl._by_preference(made, 1, PATHS)["pairs"] == 1
     ((objective, (pair,), family, options),) = made.fits
     assert (objective, family, options["beta"]) == ("dpo", "rl", 0.2)
@@ -94,8 +94,23 @@ def test_paths_that_pass_are_preferred_to_the_worst_of_their_problem(run):
     assert pair.chosen.loss_mask == (0, 0, 0, 1, 1, 0, 1, 1)
 
 
+def test_steps_of_search_are_preferred_to_their_siblings(run, monkeypatch):
+    def found(index, passed):
+        whole = path("p", index, 1.0)
+        return whole.model_copy(
+            update={"tree_id": "t", "steps": (whole.steps[0].model_copy(update={"passed": passed, "sampled": 8.0}),)}
+        )
+
+    monkeypatch.setattr(stage_rl, "search_paths", lambda _: [found(0, 8.0), found(1, 0.0)])
+    made = run(algorithm="dpo", sibling_pairs=4)
+    assert stage_rl._by_preference(made, 1, [])["pairs"] == 1
+    ((_, (pair,), _, _),) = made.fits
+    assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((1, 2, 9, 100, 5), (1, 2, 9, 101, 5))
+    assert pair.chosen.loss_mask == pair.rejected.loss_mask == (0, 0, 0, 1, 1)
+
+
 def test_without_a_pair_there_is_nothing_to_prefer(run):
-    made = run(algorithm="dpo")
+    made = run(algorithm="dpo", sibling_pairs=0)
     assert "among 2" in stage_rl._by_preference(made, 1, PATHS[1:3])["skipped"] and not made.fits
 
 

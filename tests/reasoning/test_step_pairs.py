@@ -56,6 +56,7 @@ def test_a_pair_holds_what_the_learner_needs():
     assert (pair.problem_id, pair.tree_id) == ("p", "t")
     assert pair.prefix_ids == (1, 2, 8, 3, 4)
     assert (pair.chosen_ids, pair.rejected_ids) == ((7, 7, 5), (6, 6))
+    assert (pair.chosen_header, pair.rejected_header) == (2, 1)
     assert (pair.chosen_value, pair.rejected_value, pair.margin, pair.weight) == (1.0, 0.0, 1.0, 1.0)
 
 
