@@ -47,6 +47,7 @@ FRESH_SEED = 1_000
 PLUS_INPUTS = 30
 """Of MBPP+, sometimes thousands, evenly chosen."""
 CODET_TESTS = 40
+SAY_S = 60.0
 QUICK = 12
 """Problems of each part."""
 
@@ -81,12 +82,20 @@ class Bench:
     async def each(self, work: Callable[[Any], Coroutine[Any, Any, Any]], items: Iterable[Any]) -> list[Any]:
         """The results of `work` on every item; some at a time, so that memory stays bounded."""
         places = asyncio.Semaphore(8 * (os.cpu_count() or 1))
+        every = list(items)
+        done, said = 0, time.monotonic()
 
         async def one(item: Any) -> Any:
+            nonlocal done, said
             async with places:
-                return await work(item)
+                found = await work(item)
+            done += 1
+            if time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                say(f"  {done} of {len(every)}")
+            return found
 
-        return list(await asyncio.gather(*map(one, items)))
+        return list(await asyncio.gather(*map(one, every)))
 
     async def true_tests(self, problem: Problem, arguments: Sequence[tuple[Any, ...]]) -> list[ProblemTest]:
         """Tests by the references."""
