@@ -64,13 +64,13 @@ class Coordinator:
         rounds = self.run.config.rounds
         shown = ["start", "eval before"]
         for round_ in range(1, rounds + 1):
-            shown += [self._label(name, round_) for name, _ in ROUND] + [self._label("eval after", round_)]
+            shown += [self.label(name, round_) for name, _ in ROUND] + [self.label("eval after", round_)]
         return shown
 
     def stage(self, name: str, round_: int, work: Stage) -> None:
         """Run one stage, unless an earlier process finished it, and make its end durable."""
         key = f"{round_}/{name}"
-        label = self._label(name, round_)
+        label = self.label(name, round_)
         if key in self.done:
             self.run.display.skip_stage(label, "finished earlier")
             return
@@ -147,5 +147,6 @@ class Coordinator:
         self.save()
         return best.converged(history, run.config.patience)
 
-    def _label(self, name: str, round_: int) -> str:
+    def label(self, name: str, round_: int) -> str:
+        """A stage as it is shown."""
         return name if self.run.config.rounds == 1 or name == "eval before" else f"{name} (round {round_})"

@@ -211,9 +211,7 @@ def _run(fit_: Fit, model: Path) -> int:
             fit_.config, run_dir, model, fit_.problems, workers, fit_.state, console, sandboxes=fit_.what == "tcg"
         )
         fit_.context, context.stop = context, fit_.stop
-        stage = LEARNERS[fit_.what].stage
-        context.display = ProgressDisplay([stage], console)
-        _go(context, stage, fit_)
+        _go(context, fit_)
 
     def finish(stopped: str, code: int) -> int:
         return _finish(fit_, stopped, code)
@@ -221,11 +219,13 @@ def _run(fit_: Fit, model: Path) -> int:
     return job.conduct(work, finish, lambda: None, workers, fit_.run_dir, fit_.console, fit_.stop)
 
 
-def _go(context: Any, stage: str, fit_: Fit) -> None:
+def _go(context: Any, fit_: Fit) -> None:
     from cluster.coordinator import Coordinator
 
+    coordinator, stage = Coordinator(context), LEARNERS[fit_.what].stage
+    context.display = ProgressDisplay([coordinator.label(stage, fit_.round_)], fit_.console)
     with context.display:
-        Coordinator(context).stage(stage, fit_.round_, _work(fit_))
+        coordinator.stage(stage, fit_.round_, _work(fit_))
 
 
 def _work(fit_: Fit) -> Callable[[Any, int], dict[str, Any]]:
