@@ -240,7 +240,7 @@ def test_wandb_has_the_run_offline(finished):
 
 
 FITS = {
-    "prm": ("prm.objective=pairwise", "prm.token_budget=1500"),
+    "prm": ("prm.labels=hard", "prm.token_budget=1500"),
     "policy-rl": ("rl.algorithm=dpo", "rl.sft_weight=0.5"),
     "tcg": ("tcg.dpo_pairs=4", "tcg.sft_epochs=1"),
 }
