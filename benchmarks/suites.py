@@ -30,7 +30,7 @@ from typing import Any
 
 from actors.suite_builder import BuildSettings, SuiteBuilder
 from benchmarks._data import rows_of
-from benchmarks._results import keep, machine
+from benchmarks._results import FOLDER, keep, machine
 from reasoning.estimators import bootstrap_ratio
 from reasoning.execution_matrix import Matrix
 from reasoning.inputs import new_arguments
@@ -283,8 +283,38 @@ async def humaneval(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any
     return await bench.each(one, problems)
 
 
+def functions_of(task: Mapping[str, Any], reference: str) -> list[Problem]:
+    """One problem for each function that a task asks for, with the task's tests of it; arguments may be names of the
+    task's prelude."""
+    known: dict[str, Any] = {}
+    for statement in ast.parse(task["prelude"]).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                known[name] = ast.literal_eval(value)
+    tests: dict[str, list[ProblemTest]] = {}
+    for expression, expected in task["tests"]:
+        match ast.parse(expression, mode="eval").body:
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                args = [known[a.id] if isinstance(a, ast.Name) else ast.literal_eval(a) for a in arguments]
+                case = CallCase(args=args, expected=ast.literal_eval(expected))
+                tests.setdefault(name, []).append(ProblemTest(case=case))
+            case _:
+                raise ValueError(f"tests: got {expression!r}; use a call of a function")
+    return [
+        Problem(
+            id=f"refactory/{task['task']}/{name}",
+            question=task["description"],
+            entry_point=name,
+            references=(reference,),
+            tests=tuple(own),
+        )
+        for name, own in tests.items()
+    ]
+
+
 async def refactory(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any]]:
-    """Suites and the tasks' own tests on programs of people; the truth is their label."""
+    """Suites and the tasks' own tests on programs of people; the truth is their label. A program is accepted where the
+    suites of all functions that the task asks for accept it."""
     rows = rows_of(data / "verdicts" / "refactory" / "tasks-1-2.jsonl.gz")
 
     async def one(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,23 +325,13 @@ async def refactory(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any
         at = next(n for n, row in enumerate(mine) if row["label"] == "correct")
         first = sources.pop(at)
         del mine[at]
-        calls = [ast.parse(expression, mode="eval").body for expression, _ in task["tests"]]
-        assert all(isinstance(call, ast.Call) for call in calls)
-        given = tuple(
-            ProblemTest(case=CallCase(args=[ast.literal_eval(a) for a in call.args], expected=ast.literal_eval(value)))
-            for call, (_, value) in zip(calls, task["tests"], strict=True)
-        )
-        name = calls[0].func.id
-        problem = Problem(
-            id=f"refactory/{task['task']}",
-            question=task["description"],
-            entry_point=name,
-            references=(first,),
-            tests=given,
-        )
-        suite = await bench.builder.build(problem)
-        made = tuple(t for t in suite.tests if t.origin is Origin.REFERENCE)
-        said = await bench.judged(problem, sources, {"suite": suite.tests, "given": given, "made_alone": made})
+        each = []
+        for problem in functions_of(task, first):
+            suite = await bench.builder.build(problem)
+            made = tuple(t for t in suite.tests if t.origin is Origin.REFERENCE)
+            suites = {"suite": suite.tests, "given": problem.tests, "made_alone": made}
+            each.append(await bench.judged(problem, sources, suites))
+        said: dict[str, Any] = {name: all_of(*(one[name] for one in each)) for name in each[0]}
         return {**said, "label": [row["label"] == "correct" for row in mine]}
 
     return await bench.each(one, [row for row in rows if row["kind"] == "task"])
@@ -345,35 +365,53 @@ async def throughput(bench: Bench, problems: Sequence[Problem]) -> dict[str, flo
     }
 
 
-async def measured(data: Path | None, quick: bool) -> dict[str, Any]:
-    """Every figure."""
-    found: dict[str, Any] = {}
+async def measured(
+    data: Path | None, quick: bool, parts: Sequence[str], on_part: Callable[[dict[str, Any]], None]
+) -> None:
+    """Every figure of some parts; `on_part` is told of each as soon as it is there."""
     async with LocalPool(os.cpu_count() or 1) as pool:
         bench = Bench(pool, BuildSettings())
         own = bundled()[:: 8 if quick else 1]
-        say("bundled")
-        found["bundled"] = kill_rates(await bench.each(bench.kills, own))
-        if data is None:
-            found["throughput"] = await throughput(bench, own)
-            return found
-        problems = loaded(data / "mbpp" / "sanitized-mbpp.json", quick)
-        say("mbpp")
-        found["mbpp"] = kill_rates(await bench.each(bench.kills, problems))
-        found["throughput"] = await throughput(bench, problems)
-        say("mbpp programs")
-        programs = await mbpp_programs(bench, data, quick)
-        found["mbpp_programs"] = {
-            "problems": len(programs),
-            "by_peers": by_rates(programs, "by_peers", ("suite", "given")),
-            "by_all": by_rates(programs, "by_all", ("suite", "given", "plus")),
-        }
-        say("humaneval")
-        known = await humaneval(bench, data, quick)
-        found["humaneval"] = {"problems": len(known), **by_rates(known, "verdict", ("suite", "codet", "codet_true"))}
-        say("refactory")
-        people = await refactory(bench, data, quick)
-        found["refactory"] = by_rates(people, "label", ("suite", "given", "made_alone"))
-    return found
+        for part in parts:
+            say(part)
+            if part == "bundled":
+                on_part({part: kill_rates(await bench.each(bench.kills, own))})
+                if data is None:
+                    on_part({"throughput": await throughput(bench, own)})
+                continue
+            assert data is not None
+            on_part(await PARTS[part](bench, data, quick))
+
+
+async def _mbpp(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
+    problems = loaded(data / "mbpp" / "sanitized-mbpp.json", quick)
+    speed = await throughput(bench, problems)
+    return {"throughput": speed, "mbpp": kill_rates(await bench.each(bench.kills, problems))}
+
+
+async def _mbpp_programs(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
+    programs = await mbpp_programs(bench, data, quick)
+    found = {
+        "problems": len(programs),
+        "by_peers": by_rates(programs, "by_peers", ("suite", "given")),
+        "by_all": by_rates(programs, "by_all", ("suite", "given", "plus")),
+    }
+    return {"mbpp_programs": found}
+
+
+async def _humaneval(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
+    known = await humaneval(bench, data, quick)
+    return {"humaneval": {"problems": len(known), **by_rates(known, "verdict", ("suite", "codet", "codet_true"))}}
+
+
+async def _refactory(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
+    people = await refactory(bench, data, quick)
+    return {"refactory": by_rates(people, "label", ("suite", "given", "made_alone"))}
+
+
+PARTS: dict[str, Callable[[Bench, Path, bool], Coroutine[Any, Any, dict[str, Any]]]] = {
+    "mbpp": _mbpp, "mbpp_programs": _mbpp_programs, "humaneval": _humaneval, "refactory": _refactory,
+}  # fmt: skip
 
 
 def ratios(found: Mapping[str, Any]) -> dict[str, float]:
@@ -399,12 +437,29 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder with mbpp, evalplus, humaneval, codet, verdicts"
     )
+    parser.add_argument(
+        "--parts", nargs="+", choices=["bundled", *PARTS], metavar="PART",
+        help=f"of bundled, {', '.join(PARTS)}; what is kept of the others stays",
+    )  # fmt: skip
     options = parser.parse_args()
+    parts = options.parts or (["bundled", *PARTS] if options.data else ["bundled"])
+    if options.data is None and parts != ["bundled"]:
+        parser.error("--parts: these need --data")
     started = time.monotonic()
-    found = asyncio.run(measured(options.data, options.quick))
-    result = {"machine": machine(), "ratios": ratios(found), **found, "seconds": round(time.monotonic() - started, 1)}
-    if not options.quick:
-        keep("suites", result)
+    file = FOLDER / "suites.json"
+    before = json.loads(file.read_text()) if file.exists() and options.parts and not options.quick else {}
+    result: dict[str, Any] = {**before, "machine": machine()}
+
+    def on_part(found: dict[str, Any]) -> None:
+        """An hour of work is not to be lost with its last minute."""
+        result.update(found)
+        took = {name: round(time.monotonic() - started, 1) for name in found}
+        result["seconds_until"] = {**result.get("seconds_until", {}), **took}
+        result["ratios"] = ratios(result)
+        if not options.quick:
+            keep("suites", result)
+
+    asyncio.run(measured(options.data, options.quick, parts, on_part))
     print(json.dumps(result, indent=None if options.json else 1))
     return 0
 
