@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from reasoning.records import Path as SearchPath
 class RunContext:
     """One run in progress. Stages read their inputs from disk and leave their outputs there; `state` is what
     `state.json` holds and all that a resume needs besides. `serving`: the model directory whose weights the engines
-    hold."""
+    hold. `stage`: the one at work, as the state names it. `replays`: a round of an earlier run is done again."""
 
     config: RunConfig
     dir: RunDir
@@ -47,6 +49,8 @@ class RunContext:
     sync: WeightSync | None = None
     serving: Path | None = None
     stop: Stop = field(default_factory=Stop)
+    replays: bool = False
+    stage: str = ""
     peak_memory: int = 0
     _ticked: float = 0.0
     _counters: tuple[float, int, int] = (0.0, 0, 0)
@@ -69,7 +73,7 @@ class RunContext:
         random.Random(self.config.seed).shuffle(problems)
         taken: dict[str, list[int]] = self.state.setdefault("taken", {})
         whole = min(self.config.search.problems, len(problems))
-        begun = f"{round_}/tcg" in self.state.get("stages", {})
+        begun = self.replays or f"{round_}/tcg" in self.state.get("stages", {})
         if str(round_) not in taken or not begun:
             first, size = taken.get(str(round_ - 1), [(round_ - 2) * whole, whole])
             taken[str(round_)] = [first + size, whole]
@@ -194,7 +198,7 @@ class RunContext:
             pad_id=self.tokens.pad_id,
             seed=c.seed,
             packing=c.learner.packing,
-            snapshots=str(self.dir.path / "snapshots") if c.learner.snapshot_s else "",
+            snapshots=str(self.snapshots) if c.learner.snapshot_s else "",
             snapshot_s=c.learner.snapshot_s,
             bad_batches=str(self.dir.logs / "bad-batches"),
         )
@@ -230,7 +234,7 @@ class RunContext:
             objective, data, settings, deadline, on_row, lambda: not self.stop.signal, **options
         )
         if learner.restarts > before:
-            says = f"a learner rank died in {objective}; training went on from its last snapshot"
+            says = f"a learner rank died in {objective}, and all were begun anew"
             self.alarm("learner_restarts", learner.restarts, says, round_)
         return history
 
@@ -241,15 +245,35 @@ class RunContext:
         ray.get(self.workers.tracker.log.remote(dict(metrics), {"round": round_, **(axes or {})}), timeout=60)
 
     def alarm(self, name: str, value: float, says: str, round_: int) -> None:
-        """Something that people should look at: shown, logged as `alarm/<name>`, and in the report."""
-        self.log({f"alarm/{name}": value}, round_)
-        self.state.setdefault("alarms", {})[f"{round_}/{name}"] = says
+        """Something that people should look at: shown, logged as `alarm/<name>`, and in the report. What is not a
+        finite number is logged as 1e9."""
+        self.log({f"alarm/{name}": value if math.isfinite(value) else 1e9}, round_)
+        self.state.setdefault("alarms", {}).setdefault(self.stage or f"{round_}/end", {})[name] = says
         self.display.message(says)
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What was raised so far, each with its round."""
+        stages: dict[str, dict[str, str]] = self.state.get("alarms", {})
+        return tuple(f"round {key.split('/')[0]}: {says}" for key, own in stages.items() for says in own.values())
+
+    def begin_stage(self, key: str) -> None:
+        """A stage begins, perhaps again: what an interrupted attempt at it raised no longer counts."""
+        self.stage = key
+        self.state.get("alarms", {}).pop(key, None)
+
+    def drop_snapshots(self) -> None:
+        """What came of the stage's trainings is safe: nothing is to go on from."""
+        shutil.rmtree(self.snapshots, ignore_errors=True)
+
+    @property
+    def snapshots(self) -> Path:
+        return self.dir.path / "snapshots"
 
     def guard(self, now: Mapping[str, float], round_: int, before: Mapping[str, float] | None = None) -> None:
         """Raise an alarm for every bound that is crossed (`guards.crossed`)."""
         for name, (value, says) in crossed(now, before or {}, self.config.guards.bounds()).items():
-            self.alarm(name, value, f"alarm: {says}", round_)
+            self.alarm(name, value, says, round_)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], round_: int) -> None:
         """A table for W&B."""

@@ -78,13 +78,15 @@ class Coordinator:
         self.run.display.start_stage(label)
         started = time.monotonic()
         models = {key: self.run.state.get(key) for key in MODELS}
+        before = {**models, "learner_step": self.run.state.get("learner_step")}
+        self.run.begin_stage(key)
         try:
             result = work(self.run, round_)
             began_with = {name: value for name, value in models.items() if value is not None}
             self.done[key] = {"seconds": round(time.monotonic() - started, 1), "models": began_with, **result}
         except BaseException:
             # The stage will run again from where it began: not from a model that it had already trained.
-            for name, value in models.items():
+            for name, value in before.items():
                 if value is None:
                     self.run.state.pop(name, None)
                 else:
@@ -93,6 +95,7 @@ class Coordinator:
         seconds = self.done[key]["seconds"]
         note = str(result.get("note") or result.get("skipped") or "")
         self.save()
+        self.run.drop_snapshots()
         self.run.log({f"stage/{name.replace(' ', '_')}_s": seconds}, round_)
         self.run.display.end_stage(f"skipped: {note}" if "skipped" in result else note)
 

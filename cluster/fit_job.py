@@ -24,27 +24,39 @@ from reasoning.records import Problem
 
 MEMORY = preflight.MemoryNeed(floor_gb=4.0, base_gb=3.0, per_byte=12.0)
 """Ray, the driver and one rank: bf16 weights and gradients, fp32 weights and two moments, and its activations."""
-FIXED = ("model", "problems", "ids", "skip_bad_rows", "seed")
-"""What the data of the earlier run is about."""
+FIXED = ("model", "problems", "ids", "skip_bad_rows")
+"""What the data of the earlier run is about; for the generator also the seed, which says what it is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
     """Something that can be fitted. `stage`: of the loop, whose work it does. `own`, `earlier`: the files below `data/`
     that the stage of round N had, of that round and of those before it. `needs`: nothing can be done without the first
-    of its own."""
+    of its own. `models`: the checkpoints that it may read."""
 
     stage: str
     own: tuple[str, ...]
     earlier: tuple[str, ...] = ()
     needs: bool = True
+    models: tuple[str, ...] = ("policy",)
 
 
 LEARNERS: Mapping[str, Learner] = {
     "policy-sft": Learner("policy_sft", ("paths/round-{}-search",), ("paths/round-{}-*",)),
     "prm": Learner("prm", ("paths/round-{}-search",), ("paths/round-{}-*",)),
-    "tcg": Learner("tcg", ("paths/samples-round-{}", "generated/round-{}-sft-own-*"), ("paths/*round-{}*",), False),
-    "policy-rl": Learner("policy_rl", ("paths/rl-round-{}", "paths/round-{}-search"), ("paths/round-{}-*",)),
+    "tcg": Learner(
+        "tcg",
+        ("paths/samples-round-{}", "generated/round-{}-sft-own-*"),
+        ("paths/round-{}-*", "paths/samples-round-{}", "paths/rl-round-{}"),
+        needs=False,
+        models=("tcg",),
+    ),
+    "policy-rl": Learner(
+        "policy_rl",
+        ("paths/rl-round-{}", "paths/round-{}-search"),
+        ("paths/round-{}-*",),
+        models=("policy", "prm", "critic", "reference"),
+    ),
 }
 
 
@@ -107,12 +119,16 @@ def fit(request: FitRequest, console: Console, command: Sequence[str], stop: Sto
 def _config(request: FitRequest) -> RunConfig:
     if request.resume is None and request.data is None:
         raise InputError("data", None, "--data RUN_DIR, a run of `o1coder train`")
+    if request.resume is not None and request.round_ is not None:
+        raise InputError("round", request.round_, "either --round or --resume", "--resume knows the round already")
     if request.resume is not None and request.data is not None:
         raise InputError("data", request.data, "either --data or --resume", "--resume knows the data already")
     source, field = (request.resume, "resume") if request.resume is not None else (str(request.data), "data")
     path = job.config_of(source, field)
     config = job.load_config(path, request.overrides)
-    job.require_same(FIXED, job.load_config(path, ()), config)
+    fixed = (*FIXED, "seed") if request.what == "tcg" or request.resume is not None else FIXED
+    before = job.load_config(path, ())
+    job.require_same(fixed, before, config, "cannot change on a resume" if field == "resume" else "the data is of that")
     return config
 
 
@@ -135,6 +151,7 @@ def _begun(request: FitRequest) -> dict[str, Any]:
     if before is None:
         legal = "a run that notes the models its stages begin with (one of this version)"
         raise InputError("data", request.data, legal, "this one does not")
+    missing(request.what, source.data, round_)
     models = {name: _absolute(source.path, value) for name, value in before.items()}
     return {
         "kind": "fit",
@@ -160,29 +177,33 @@ def _round(request: FitRequest, ended: Mapping[int, str]) -> int:
 
 def _absolute(source: Path, value: Any) -> Any:
     """A checkpoint as it is from anywhere; other values as they are."""
-    return str(source / value) if isinstance(value, str) else value
+    return str(source / value) if isinstance(value, str) and value else value
 
 
 def _check(what: str, config: RunConfig, state: Mapping[str, Any], console: Console) -> tuple[Path, list[Problem]]:
     """The model's directory and the problems. Raises InputError."""
     problems = job.load_problems(console, lambda on_bad: preflight.load_problems(config, on_bad))
-    for name in ("policy", "prm", "critic", "reference", "tcg"):
+    for name in LEARNERS[what].models:
         if state.get(name) and not Path(state[name], "config.json").is_file():
             raise InputError("data", state["source"], "a run that still has its checkpoints", f"{state[name]} is gone")
     return job.check(config, problems, console, MEMORY, references=what == "tcg")
 
 
-def link_data(what: str, source: Path, target: Path, round_: int) -> list[Path]:
-    """Put what the stage had of an earlier run's `data/` into another one's; returns the files. Files are shared, not
-    copied, where the file system can: no process changes them. Raises OSError, and InputError (field "data") where
-    there is nothing."""
+def missing(what: str, source: Path, round_: int) -> None:
+    """Raises InputError (field "data") where an earlier run's `data/` lacks what nothing can be done without."""
+    learner = LEARNERS[what]
+    first = f"{learner.own[0].format(round_)}.parquet"
+    if learner.needs and not (source / first).exists():
+        raise InputError("data", str(source.parent), f"a run that has data/{first}")
+
+
+def link_data(what: str, source: Path, target: Path, round_: int) -> None:
+    """Put what the stage had of an earlier run's `data/` into another one's. Files are shared, not copied, where the
+    file system can: no process changes them. Raises OSError."""
     learner = LEARNERS[what]
     patterns = [p.format(round_) for p in learner.own]
     patterns += [p.format(r) for p in learner.earlier for r in range(1, round_)]
-    found = [f for p in patterns for f in sorted(source.glob(f"{p}.parquet")) if not f.name.startswith("eval-")]
-    if learner.needs and not (source / f"{patterns[0]}.parquet").exists():
-        raise InputError("data", str(source.parent), f"a run that has data/{patterns[0]}.parquet")
-    for file in found:
+    for file in [f for p in patterns for f in sorted(source.glob(f"{p}.parquet"))]:
         place = target / file.relative_to(source)
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -191,9 +212,8 @@ def link_data(what: str, source: Path, target: Path, round_: int) -> list[Path]:
             try:
                 os.link(file, scratch)
             except OSError:  # another file system
-                shutil.copyfile(file, scratch)
+                shutil.copy2(file, scratch)  # with its time: which programs are the latest is read from it
             scratch.rename(place)
-    return found
 
 
 # --- at work ---
@@ -205,12 +225,13 @@ def _run(fit_: Fit, model: Path) -> int:
 
     def work() -> None:
         console, run_dir = fit_.console, fit_.run_dir
-        link_data(fit_.what, Path(fit_.state["source"]) / "data", run_dir.data, fit_.round_)
+        if (source := Path(fit_.state["source"]) / "data").is_dir():  # gone on a resume, perhaps
+            link_data(fit_.what, source, run_dir.data, fit_.round_)
         console.print(job.join_ray(run_dir.id, fit_.stop), highlight=False, markup=False)
         context, fit_.note = job.prepare(
             fit_.config, run_dir, model, fit_.problems, workers, fit_.state, console, sandboxes=fit_.what == "tcg"
         )
-        fit_.context, context.stop = context, fit_.stop
+        fit_.context, context.stop, context.replays = context, fit_.stop, True
         _go(context, fit_)
 
     def finish(stopped: str, code: int) -> int:
@@ -272,21 +293,23 @@ def summarize(
     result: dict[str, Any] = dict(state.get("stages", {}).get(f"{state['round']}/{stage}", {}))
     rows = fit_report.training_rows(run_dir.metrics)
     made = sorted(p for p in run_dir.checkpoints.glob("*") if (p / "config.json").is_file())
-    speeds = [row["tokens_per_s"] for row in rows if "tokens_per_s" in row]
+    speeds = [row["tokens_per_s"] for own in rows.values() for row in own if "tokens_per_s" in row]
+    given = config.tcg.generator if state["what"] == "tcg" else ""
     return fit_report.FitReport(
         run_dir=str(run_dir.path),
         what=state["what"],
         source=state["source"],
         round=state["round"],
-        model=state["began_with"] or config.model,
+        model=state["began_with"] or given or config.model,
         seed=config.seed,
         result=str(result.get("note", "")),
         skipped=str(result.get("skipped", "")),
-        losses=[row["loss"] for row in rows],
+        losses={family: [row["loss"] for row in own] for family, own in rows.items()},
         tokens_per_s=round(statistics.median(speeds), 1) if speeds else None,
         seconds=result.get("seconds"),
         peak_memory_gb=round(state["peak_memory"] / 1e9, 2) if state.get("peak_memory") else None,
         checkpoints=[str(path) for path in made],
+        alarms=[says for own in state.get("alarms", {}).values() for says in own.values()],
         wandb_note=note,
         stopped_early=stopped,
     )

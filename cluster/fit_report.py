@@ -30,26 +30,29 @@ class FitReport(ReportRecord):
     seed: int
     result: str = ""
     skipped: str = Field(default="", description="why nothing was trained")
-    losses: list[float] = Field(default=[], description="of each optimizer step, before its update")
+    losses: dict[str, list[float]] = Field(
+        default={}, description="of each optimizer step, before its update, by what was trained"
+    )
     tokens_per_s: float | None = Field(default=None, description="median over the steps")
     seconds: float | None = None
     peak_memory_gb: float | None = Field(default=None, description="of all processes, GB")
     checkpoints: list[str] = []
+    alarms: list[str] = []
     wandb_note: str = ""
     stopped_early: str = ""
 
 
-def training_rows(file: Path) -> list[dict[str, float]]:
-    """Loss and speed of the optimizer steps in a `metrics.jsonl`, in their order; of a step that was done twice, the
-    later one."""
-    found: dict[int, dict[str, float]] = {}
+def training_rows(file: Path) -> dict[str, list[dict[str, float]]]:
+    """Loss and speed of the optimizer steps in a `metrics.jsonl`, in their order, by the family of their names; of a
+    step that was done twice, the later one."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
     for line in read_metrics(file):
         losses = [name for name in line if name.endswith("/loss")]
         if losses and "learner/step" in line:
             family = losses[0].partition("/")[0]
             own = {name.partition("/")[2]: value for name, value in line.items() if name.startswith(f"{family}/")}
-            found[int(line["learner/step"])] = own
-    return [found[step] for step in sorted(found)]
+            found.setdefault(family, {})[int(line["learner/step"])] = own
+    return {family: [rows[step] for step in sorted(rows)] for family, rows in found.items()}
 
 
 def write(report: FitReport, run_dir: RunDir) -> None:
@@ -72,6 +75,8 @@ def render(report: FitReport, console: Console) -> None:
     lines += [("checkpoint", path) for path in report.checkpoints]
     for name, path in lines:
         console.print(Text(f"  {name:16}  {clean(path)}"), soft_wrap=True, highlight=False)
+    for alarm in report.alarms:
+        console.print(Text(f"  alarm: {clean(alarm)}", style="bold yellow"), soft_wrap=True, highlight=False)
     if report.wandb_note:
         console.print(Text(clean(report.wandb_note)), soft_wrap=True, highlight=False)
     if report.stopped_early:
@@ -80,17 +85,20 @@ def render(report: FitReport, console: Console) -> None:
 
 
 def _facts(report: FitReport) -> list[tuple[str, str]]:
-    steps = len(report.losses)
-    shown = report.losses[:: max(1, -(-steps // SHOWN_LOSSES))]
-    if steps and shown[-1] is not report.losses[-1]:
-        shown = [*shown, report.losses[-1]]
     return [
         *([("stopped early", report.stopped_early)] if report.stopped_early else []),
         ("round, seed", f"{report.round}, {report.seed}"),
         ("result", f"nothing to learn: {report.skipped}" if report.skipped else report.result or MISSING),
-        ("optimizer steps", f"{steps:,}"),
-        ("loss", " ".join(f"{loss:.3f}" for loss in shown) or MISSING),
+        ("optimizer steps", f"{sum(map(len, report.losses.values())):,}"),
+        *([(f"{name} loss", _shown(losses)) for name, losses in report.losses.items()] or [("loss", MISSING)]),
         ("speed", MISSING if report.tokens_per_s is None else f"{report.tokens_per_s:,.0f} tokens/s"),
         ("seconds", MISSING if report.seconds is None else f"{report.seconds:,.1f}"),
         ("peak memory", MISSING if report.peak_memory_gb is None else f"{report.peak_memory_gb:.1f} GB"),
     ]
+
+
+def _shown(losses: list[float]) -> str:
+    """Some of them, the first and the last among these."""
+    last = len(losses) - 1
+    chosen = sorted({round(n * last / (SHOWN_LOSSES - 1)) for n in range(SHOWN_LOSSES)})
+    return " ".join(f"{losses[n]:.3f}" for n in chosen)

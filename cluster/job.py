@@ -68,12 +68,14 @@ def _with_generator(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"tcg": config.tcg.model_copy(update={"generator": str(path)})})
 
 
-def require_same(names: Sequence[str], before: RunConfig, now: RunConfig) -> None:
+def require_same(
+    names: Sequence[str], before: RunConfig, now: RunConfig, why: str = "cannot change on a resume"
+) -> None:
     """Raises InputError naming the first of the settings `names` that differs from what it was when the run began."""
     for name in names:
         old, new = (operator.attrgetter(name)(c) for c in (before, now))
         if old != new:
-            raise InputError(name, new, f"{old!r}, as the run began, or a new run", "cannot change on a resume")
+            raise InputError(name, new, f"{old!r}, as the run began, or a new run", why)
 
 
 def require_kind(run_dir: RunDir, state: Mapping[str, Any], kind: Kind) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
 from cluster.stage_learn import path_example, search_paths
+from cluster.tcg_generation import fingerprint
 from learners.batches import Example, PreferenceExample
 from reasoning.advantages import credit_paths, with_reference
 from reasoning.budgets import within_tokens
@@ -20,10 +22,24 @@ from reasoning.records import Path, StepLabel, StepPair, Trajectory, mean
 
 def policy_rl(run: RunContext, round_: int) -> dict[str, Any]:
     """Sample groups of paths with the current policy, and improve it by what passed and, with a PRM, by its steps."""
-    paths = _sample_groups(run, round_)
-    run.store.write_paths(f"rl-round-{round_}", paths)
+    paths = _drawn(run, round_)
     _look_at(run, round_, paths)
     return improve(run, round_, paths)
+
+
+def _drawn(run: RunContext, round_: int) -> list[Path]:
+    """Groups of paths by the policy; those of an interrupted attempt at the stage, where the same was to be drawn:
+    their training goes on from its snapshot then."""
+    c, shard = run.config, f"rl-round-{round_}"
+    made_by = {"policy": fingerprint(run.policy), "seed": c.seed, "problems": c.rl.problems, "group": c.rl.group}
+    made_by |= {"shard": shard, "search": c.search_settings().model_dump(mode="json")}
+    if run.state.get("rl_drawn") == made_by:
+        return run.store.read_paths([shard])
+    paths = _sample_groups(run, round_)
+    run.store.write_paths(shard, paths)
+    run.state["rl_drawn"] = made_by
+    run.dir.write_state(run.state)
+    return paths
 
 
 def _look_at(run: RunContext, round_: int, paths: list[Path]) -> None:
@@ -85,7 +101,8 @@ def _by_gradient(run: RunContext, round_: int, paths: list[Path]) -> dict[str, A
     kl = history[0]["rl/mismatch_kl"]
     run.guard({name: history[-1][f"rl/{name}"] for name in ("mismatch_kl", "ess", "entropy")}, round_)
     note = f"{len(chosen)}; mismatch KL {kl:.4f}"
-    return {"trajectories": len(chosen), "too_long": too_long, "mismatch_kl": kl, "note": note}
+    known = kl if math.isfinite(kl) else None
+    return {"trajectories": len(chosen), "too_long": too_long, "mismatch_kl": known, "note": note}
 
 
 def _by_preference(run: RunContext, round_: int, paths: list[Path]) -> dict[str, Any]:

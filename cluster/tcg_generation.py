@@ -119,6 +119,12 @@ def write_texts(
     made_by = {"weights": fingerprint(run.serving), "seed": [run.config.seed, seed]}
     made_by["prompts_digest"] = hashlib.sha256(json.dumps(sorted(starts.items())).encode()).hexdigest()
     made_by |= {name: getattr(c, name) for name in ("prompts", "max_tokens", "temperature")}
+    whole = run.dir.data / "generated" / f"{shard}.made_by.json"
+    if whole.exists() and json.loads(whole.read_text(encoding="utf-8")) == made_by:
+        texts = read_texts(run, shard)
+        for name, own in texts.items():
+            on_texts(name, own)
+        return texts
     kept = _Kept(run.dir.data / "generated" / f"{shard}.partial.jsonl", made_by)
     missing = [p for p in problems if p.id not in kept.texts]
 
@@ -136,7 +142,10 @@ def write_texts(
     written = [
         GeneratedText(problem_id=name, text=text or "", lost=text is None) for name in texts for text in texts[name]
     ]
+    whole.unlink(missing_ok=True)
     run.store.write_records("generated", shard, written)
+    if not any(text.lost for text in written):
+        write_atomic(whole, json.dumps(made_by))
     kept.path.unlink(missing_ok=True)
     return texts
 

@@ -175,8 +175,3 @@ def optimizer_batches(items: Sequence[T], size: int, epochs: int, seed: int) -> 
         random.Random(f"{seed}:{epoch}").shuffle(order)
         batches += [order[i : i + size] for i in range(0, len(order), size)]
     return batches
-
-
-def shard(items: Sequence[T], rank: int, world: int) -> list[T]:
-    """Every `world`-th item from `rank` on."""
-    return list(items[rank::world])

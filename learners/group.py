@@ -20,7 +20,9 @@ from learners.replay import set_aside
 START_DEADLINE_S = 300.0
 RESTARTS = 2
 """Of the ranks during one training: more deaths than that have a cause that stays."""
-ANSWER_S = 10.0
+ANSWER_S, LOST_S = 10.0, 40.0
+GONE = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+"""What Ray raises for a process that is no more."""
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +64,10 @@ class LearnerRank:
         except LearnerError as error:
             if not settings.bad_batches or not error.items:
                 raise
-            file = set_aside(Path(settings.bad_batches), self._learner, objective, settings, options, error.items)
+            try:
+                file = set_aside(Path(settings.bad_batches), self._learner, objective, settings, options, error.items)
+            except OSError as refused:
+                raise LearnerError(f"{error}; its batch could not be kept: {refused}") from error
             raise LearnerError(f"{error}; its batch is in {file} (python -m learners.replay)") from error
 
     def step_scores(self, labels: Sequence[Any], settings: FitSettings) -> list[list[float]]:
@@ -101,6 +106,14 @@ class LearnerRank:
         # OpenMP's thread count belongs to the calling thread, and Ray sets it to the actor's num_cpus.
         torch.set_num_threads(self._threads)
         torch.set_default_device(self._learner.device)  # batches are made where the model is; also per thread
+
+
+def _is_gone(call: Any) -> bool:
+    try:
+        ray.get(call)
+    except GONE:
+        return True
+    return False
 
 
 class LearnerGroup:
@@ -154,9 +167,9 @@ class LearnerGroup:
         for left in reversed(range(RESTARTS + 1)):
             try:
                 return self._fit(objective, shared, settings, end, lambda: seen, tell, options)
-            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-                dead = self._dead() if left and may_restart() else []
-                if not dead:
+            except (*GONE, ray.exceptions.RayTaskError) as error:
+                dead = self._dead(error) if left and may_restart() else []
+                if not dead or not may_restart():
                     raise
                 log.warning("learner ranks %s died in %s: %s", dead, objective, error)
                 self._restart()
@@ -189,18 +202,22 @@ class LearnerGroup:
             tell(row)
         return history
 
-    def _dead(self) -> list[int]:
-        """The ranks whose process is gone. One that does not answer in time is not: it may be hard at work."""
-        calls = [rank.pid.remote() for rank in self.ranks]
-        done, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
-        gone = []
-        for rank, call in enumerate(calls):
-            try:
-                if call in done:
-                    ray.get(call)
-            except ray.exceptions.RayActorError:
-                gone.append(rank)
-        return gone
+    def _dead(self, error: Exception) -> list[int]:
+        """The ranks whose process is gone. One that does not answer in time is not: it may be hard at work.
+
+        What ends one rank may end a collective on another first, and Ray may take a while to see that a node is gone:
+        after an error that no rank's own work explains it is asked for longer.
+        """
+        cause = getattr(error, "cause", error)
+        alone = self.world == 1 or isinstance(cause, LearnerError) or not isinstance(cause, RuntimeError)
+        deadline = time.monotonic() + (ANSWER_S if alone else LOST_S)
+        while True:
+            calls = [rank.pid.remote() for rank in self.ranks]
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
+            gone = [rank for rank, call in enumerate(calls) if call in done and _is_gone(call)]
+            if gone or time.monotonic() >= deadline:
+                return gone
+            time.sleep(1.0)
 
     def _restart(self) -> None:
         """New ranks with the model that was loaded last."""

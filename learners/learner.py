@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from learners.adapters import Lora, merged
 from learners.models import ModelKind, load, save_pretrained
+from reasoning.durable import sync
 
 COLLECTIVE_DEADLINE_S = 300.0
 SNAPSHOT = "engine"
@@ -244,12 +246,31 @@ class Learner:
     # --- interrupted training ---
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random numbers into a directory that all ranks share; `restore` reads it."""
+        """Write weights, optimizer and random numbers into a directory that all ranks share; `restore` reads it.
+
+        Each rank makes durable what it wrote itself. Raises OSError.
+        """
         self._engine.save_checkpoint(str(folder), tag=SNAPSHOT, save_latest=False)
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state()
-        torch.save(random, folder / f"random-{self.rank}.pt")
+        own = folder / f"random-{self.rank}.pt"
+        torch.save(random, own)
+        sync(own)
+        for file in (folder / SNAPSHOT).iterdir():
+            # What DeepSpeed names after no data-parallel rank is written by the first.
+            writer = re.search(r"pp_rank_(\d+)_", file.name)
+            if int(writer[1] if writer else 0) == self.rank:
+                sync(file)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """What `save` writes, of all ranks: the weights, and of those that are trained fp32 copies and two moments."""
+        size = 2 if self.spec.dtype == "bfloat16" else 4
+        count = {True: 0, False: 0}
+        for p in self._engine.module.parameters():
+            count[p.requires_grad] += int(getattr(p, "ds_numel", p.numel()))  # under ZeRO-3 a part is here
+        return size * count[False] + (size + 12) * count[True]
 
     def restore(self, folder: Path, steps: int) -> None:
         """All as it was when the directory was written, after `steps` optimizer steps. The same specification must be
@@ -257,10 +278,13 @@ class Learner:
 
         Raises LearnerError where the directory holds nothing of the kind.
         """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=SNAPSHOT)
-        if loaded is None:
-            raise LearnerError(f"snapshot: {folder} cannot be read; delete it to begin this training anew")
-        random = torch.load(folder / f"random-{self.rank}.pt", map_location="cpu", weights_only=True)
+        try:
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=SNAPSHOT)
+            random = torch.load(folder / f"random-{self.rank}.pt", map_location="cpu", weights_only=True)
+            if loaded is None:
+                raise FileNotFoundError(folder)
+        except Exception as error:  # files that are missing, torn, or of another DeepSpeed
+            raise LearnerError(f"snapshot: {folder} cannot be read; delete it to begin this training anew") from error
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"])

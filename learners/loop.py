@@ -6,10 +6,13 @@ dealt out, and a rank without one computes a copy that counts for nothing, so th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +23,8 @@ from learners.batches import Batch, micro_batches, optimizer_batches, pack, pad,
 from learners.learner import Learner, LearnerError, StepResult
 from learners.packing import Packing, rows
 from learners.snapshots import Cursor, Snapshots
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row = dict[str, float]
@@ -107,7 +112,7 @@ def train(
     report: Report,
     prefix: str,
     enough: Callable[[Row], bool] | None = None,
-    options: tuple[float, ...] = (),
+    about: object = None,
 ) -> list[Row]:
     """All optimizer steps; returns a row of metrics of each. `loss_of(model, group, weight)` returns a sum and sums to
     report; a reported sum is divided by the count of the batch. Tokens are counted as they were given, shared ones in
@@ -116,12 +121,13 @@ def train(
     `enough(row)`: whether training ends after this step; may add to the row before it is reported. Must decide by what
     is the same on every rank: all numbers but those of time are, being made of the same sums over ranks.
 
-    `options`: of the objective; a training with others does not go on from a snapshot of this one.
+    `about`: what beside model and settings makes this training the same as another, of which a snapshot may be there;
+    what the objective was given, and nothing that it computed. None: the items.
 
     Raises LearnerError where the loss is not finite; `items` of the error are those of the step's batch.
     """
     batches = optimizer_batches(items, settings.batch_size, settings.epochs, settings.seed)
-    keeper = _Keeper(learner, items, settings, (prefix, *options)) if settings.snapshots else None
+    keeper = _Keeper(learner, settings, (prefix, items if about is None else about)) if settings.snapshots else None
     history = keeper.restore() if keeper else []
     for row in history:
         report(row)
@@ -142,8 +148,6 @@ def train(
             break
         if keeper and number < len(batches):
             keeper.keep(history)
-    if keeper:
-        keeper.end()
     return history
 
 
@@ -156,9 +160,9 @@ def _row(prefix: str, result: StepResult, tokens: int) -> Row:
 class _Keeper:
     """Snapshots of one training on every rank; all methods are collectives."""
 
-    def __init__(self, learner: Learner, items: Sequence[Any], settings: FitSettings, what: object) -> None:
+    def __init__(self, learner: Learner, settings: FitSettings, what: object) -> None:
         same = dataclasses.replace(settings, snapshots="", snapshot_s=0.0, bad_batches="")
-        about = (what, learner.spec, learner.world, same, list(items))
+        about = (what, learner.spec, learner.world, same)
         self._learner, self._every = learner, settings.snapshot_s
         self._all = Snapshots(Path(settings.snapshots), hashlib.sha256(repr(about).encode()).hexdigest())
         self._kept = time.monotonic()
@@ -177,21 +181,34 @@ class _Keeper:
         return list(found[1].rows)
 
     def keep(self, rows: list[Row]) -> None:
-        """A snapshot after the last of these rows, if it is time for one: rank 0 says so."""
-        due = self._learner.rank == 0 and time.monotonic() - self._kept >= self._every
-        if not self._learner.all_sum({"due": float(due)})["due"]:
+        """A snapshot after the last of these rows, if it is time for one: rank 0 says so. A disk that takes none costs
+        the training nothing."""
+        begun = self._learner.rank == 0 and time.monotonic() - self._kept >= self._every and self._begin(len(rows))
+        if not self._learner.all_sum({"begun": float(begun)})["begun"]:
             return
-        if self._learner.rank == 0:
-            self._all.begin(len(rows))
-        self._learner.barrier()
         self._learner.save(self._all.scratch(len(rows)))
         self._learner.barrier()
         if self._learner.rank == 0:
-            self._all.publish(Cursor(len(rows), rows))
-        self._kept = time.monotonic()
+            with _no_matter():
+                self._all.publish(Cursor(len(rows), rows))
+            self._kept = time.monotonic()
 
-    def end(self) -> None:
-        """Nothing is to go on from any more."""
-        self._learner.barrier()
-        if self._learner.rank == 0:
-            self._all.clear()
+    def _begin(self, step: int) -> bool:
+        """Rank 0: make room; whether there is enough, with what is kept until the new one is whole."""
+        with _no_matter():
+            self._all.begin(step)
+            free, need = shutil.disk_usage(self._all.folder).free, 1.1 * self._learner.snapshot_bytes
+            if free >= need:
+                return True
+            log.warning("no snapshot: %.1f GB free in %s, %.1f needed", free / 1e9, self._all.folder, need / 1e9)
+        self._kept = time.monotonic()
+        return False
+
+
+@contextlib.contextmanager
+def _no_matter() -> Iterator[None]:
+    """A snapshot that cannot be written is told of and done without."""
+    try:
+        yield
+    except OSError:
+        log.warning("a snapshot could not be written", exc_info=True)

@@ -49,6 +49,7 @@ def replay(file: Path, threads: int = 1) -> list[Row]:
     kept = torch.load(file, map_location="cpu", weights_only=False)
     learner = Learner(0, 1, threads)
     try:
+        torch.set_default_device(learner.device)  # batches are made where the model is
         learner.join("127.0.0.1", learner.rendezvous("127.0.0.1"))
         learner.load(replace(kept["spec"], zero_stage=min(2, kept["spec"].zero_stage)), 0)
         if kept["weights"] is not None:

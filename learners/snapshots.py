@@ -26,8 +26,8 @@ class Snapshots:
     """The snapshots below `folder`, one at a time being the latest; `digest`: of what is trained on and how. Those of
     another digest are of no use and go with the first that is published.
 
-    All ranks of a group work on one folder, on a file system that they share; `begin`, `publish` and `clear` are for
-    one rank alone.
+    All ranks of a group work on one folder, on a file system that they share; `begin` and `publish` are for one rank
+    alone. Whoever owns the folder removes it when what came of the training is safe.
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
@@ -51,8 +51,9 @@ class Snapshots:
         return self.folder / f"step-{step:08}{_PARTIAL}"
 
     def begin(self, step: int) -> None:
-        """Make the scratch directory, empty. Raises OSError."""
-        shutil.rmtree(self.scratch(step), ignore_errors=True)
+        """Make the scratch directory, empty; what earlier ones left goes. Raises OSError."""
+        for left in self.folder.glob(f"step-*{_PARTIAL}"):
+            shutil.rmtree(left)
         self.scratch(step).mkdir(parents=True)
 
     def publish(self, cursor: Cursor) -> None:
@@ -63,13 +64,16 @@ class Snapshots:
         sync_tree(scratch)
         final = scratch.with_suffix("")
         if final.exists():  # of another digest, or it cannot be read: this training would have gone on from it
-            shutil.rmtree(final)
+            _drop(final)
         scratch.rename(final)
         sync(self.folder)
         for old in self.folder.glob("step-*"):
             if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+                _drop(old)
 
-    def clear(self) -> None:
-        """The training has ended: nothing is to go on from."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def _drop(snapshot: Path) -> None:
+    """Delete a snapshot, first of all what makes it one: a kill in between leaves no torso that looks whole."""
+    (snapshot / CURSOR).unlink(missing_ok=True)
+    sync(snapshot)
+    shutil.rmtree(snapshot)

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -157,9 +157,8 @@ def dpo(
         return stopped
 
     known = _with_references(learner, pairs, settings)
-    return train(
-        learner, known, settings, both, lambda _: 1.0, loss_of, report, "dpo", enough, (beta, sft_weight, most_drop)
-    )
+    about = (list(pairs), beta, sft_weight, most_drop)
+    return train(learner, known, settings, both, lambda _: 1.0, loss_of, report, "dpo", enough, about)
 
 
 def _label_batch(
@@ -206,9 +205,8 @@ def prm_pairs(
         right = weights * (better > worse).float()
         return objectives.bradley_terry(better, worse, weights, margins), {"accuracy": right.sum()}
 
-    return train(
-        learner, pairs, settings, both, lambda pair: pair.weight, loss_of, report, "prm_pairs", options=(margin,)
-    )
+    about = (list(pairs), margin)
+    return train(learner, pairs, settings, both, lambda pair: pair.weight, loss_of, report, "prm_pairs", about=about)
 
 
 def step_scores(learner: Learner, labels: Sequence[StepLabel], settings: FitSettings) -> list[list[float]]:
@@ -267,11 +265,23 @@ def token_logprobs(learner: Learner, trajectories: Sequence[Trajectory], setting
 @dataclass(frozen=True, slots=True)
 class _Known:
     """A trajectory with the log-probabilities of its sampled tokens (N,): the learner's before the first step, and the
-    sampler's. What is computed is no part of what makes two trainings the same."""
+    sampler's."""
 
     trajectory: Trajectory
-    old: Tensor = field(repr=False)
-    drawn: Tensor = field(repr=False)
+    old: Tensor
+    drawn: Tensor
+
+
+def _compared(
+    learner: Learner, trajectories: Sequence[Trajectory], settings: FitSettings, truncation: float, bound: float
+) -> tuple[list[_Known], Row]:
+    """The trajectories within the bound of their mean importance weight, and how far learner and sampler are apart on
+    all of them."""
+    old = token_logprobs(learner, trajectories, settings)
+    known = [_Known(t, torch.tensor(o), _pick([t.logprobs], [t])) for t, o in zip(trajectories, old, strict=True)]
+    every = [torch.cat([*values, torch.zeros(0)]) for values in ([k.old for k in known], [k.drawn for k in known])]
+    kept = [k for k in known if objectives.in_bounds(k.old - k.drawn, bound)]
+    return kept, {**objectives.mismatch(*every, truncation), "masked_sequences": float(len(known) - len(kept))}
 
 
 def rl(
@@ -297,12 +307,7 @@ def rl(
     """
     _check_rl(trajectories, kl_weight, sequence_bound)
     started = time.monotonic()
-    old = token_logprobs(learner, trajectories, settings)
-    known = [_Known(t, torch.tensor(o), _pick([t.logprobs], [t])) for t, o in zip(trajectories, old, strict=True)]
-    every = [torch.cat([*values, torch.zeros(0)]) for values in ([k.old for k in known], [k.drawn for k in known])]
-    off_policy = objectives.mismatch(*every, truncation)
-    kept = [k for k in known if objectives.in_bounds(k.old - k.drawn, sequence_bound)]
-    off_policy["masked_sequences"] = float(len(known) - len(kept))
+    kept, off_policy = _compared(learner, trajectories, settings, truncation, sequence_bound)
     off_policy["old_logprobs_s"] = time.monotonic() - started
 
     def loss_of(model: Any, group: Group[_Known], weight: float) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -333,7 +338,7 @@ def rl(
             loss_of,
             tell,
             "rl",
-            options=(clip, truncation, kl_weight, sequence_bound),
+            about=(list(trajectories), clip, truncation, kl_weight, sequence_bound),
         )
     except LearnerError as error:
         error.items = [k.trajectory for k in error.items]

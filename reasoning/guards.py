@@ -50,7 +50,7 @@ def crossed(now: Mapping[str, float], before: Mapping[str, float], bounds: Bound
     """The bounds that are crossed, by name, each with the value and a sentence for people.
 
     `now`: whatever of the bounds' quantities and of a `shape` was measured; `before`: the shape of the round before,
-    empty where there is none.
+    empty where there is none. What is not a number is beyond every bound.
     """
     found: dict[str, tuple[float, str]] = {}
 
@@ -65,14 +65,14 @@ def crossed(now: Mapping[str, float], before: Mapping[str, float], bounds: Bound
     ):
         if name in now:
             most = getattr(bounds, name)
-            check(name, now[name] > most, now[name], f"{name} is {now[name]:.3f}{unit}, above {most:g}: {means}")
+            check(name, not now[name] <= most, now[name], f"{name} is {now[name]:.3f}{unit}, above {most:g}: {means}")
     for name, unit, means in (
         ("ess", "", "few tokens carry the whole update"),
         ("entropy", " nats per token", "the policy says the same whatever is drawn"),
     ):
         if name in now:
             least = getattr(bounds, name)
-            check(name, now[name] < least, now[name], f"{name} is {now[name]:.3f}{unit}, below {least:g}: {means}")
+            check(name, not now[name] >= least, now[name], f"{name} is {now[name]:.3f}{unit}, below {least:g}: {means}")
     for name, what in (("path_tokens", "tokens"), ("path_steps", "steps")):
         if before.get(name) and name in now:
             change = now[name] / before[name] - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -89,7 +90,7 @@ def test_what_a_learner_reports_carries_the_name_of_its_stage(monkeypatch):
     run.fit("sft", [1, 2, 3], FitSettings(batch_size=1), 3, "tcg_sft")
     assert logged[0] == ({"tcg_sft/loss": 0.5, "tcg_sft/tokens_per_s": 9.0}, 3, {"learner/step": 1})
     assert logged[1:] == [({"alarm/learner_restarts": 1}, 3)]
-    assert list(run.state["alarms"].values()) == said and "died in sft" in said[0]
+    assert run.alarms == (f"round 3: {said[0]}",) and "died in sft" in said[0]
     assert (shown["done"], shown["total"], shown["loss"]) == (2, 3, 0.5)
 
 
@@ -98,10 +99,15 @@ def test_bounds_that_are_crossed_raise_an_alarm(monkeypatch):
     logged, said = [], []
     run.display = SimpleNamespace(message=said.append)
     monkeypatch.setattr(RunContext, "log", lambda _, *arguments: logged.append(arguments))
-    for _ in range(2):  # a stage that is done again
-        run.guard({"mismatch_kl": 0.5, "ess": 0.9}, 2)
-    assert logged == [({"alarm/mismatch_kl": 0.5}, 2)] * 2
-    assert list(run.state["alarms"]) == ["2/mismatch_kl"] and "0.500 nats per token" in said[0]
+    run.begin_stage("2/policy_rl")
+    run.guard({"mismatch_kl": math.inf, "ess": 0.9, "entropy": math.nan}, 2)
+    assert logged == [({"alarm/mismatch_kl": 1e9}, 2), ({"alarm/entropy": 1e9}, 2)]
+    run.begin_stage("2/policy_rl")  # once more: what the attempt before raised no longer counts
+    run.guard({"mismatch_kl": 0.5, "ess": 0.9}, 2)
+    run.begin_stage("2/new_data")
+    run.guard({"holdout_gap": 0.5}, 2)
+    assert [says[:23] for says in run.alarms] == ["round 2: mismatch_kl is", "round 2: holdout_gap is"]
+    assert "0.500 nats per token" in said[2]
 
 
 def test_a_run_without_the_record_goes_on_where_it_was():

@@ -33,6 +33,8 @@ def run(state):
         log=lambda *args: None,
         dir=SimpleNamespace(write_state=lambda s: saved.append(dict(s))),
         config=SimpleNamespace(rounds=1),
+        begin_stage=lambda key: None,
+        drop_snapshots=lambda: saved.append("dropped"),
         saved=saved,
     )
 
@@ -41,16 +43,18 @@ def test_a_finished_stage_is_recorded_and_not_repeated():
     context = run({})
     coordinator = Coordinator(context)
     coordinator.stage("prm", 1, lambda r, n: {"note": "fine"})
-    assert context.saved[-1]["stages"]["1/prm"]["note"] == "fine"
+    # What a training would go on from goes when what came of it is safe.
+    assert context.saved[-1] == "dropped" and context.saved[-2]["stages"]["1/prm"]["note"] == "fine"
     again = Coordinator(run(context.state))
     again.stage("prm", 1, lambda r, n: pytest.fail("ran twice"))
     assert ("skip_stage", "prm", "finished earlier") in again.run.display.calls
 
 
 def test_a_stage_that_was_cut_off_begins_from_the_model_it_began_with():
-    context = run({"policy": "checkpoints/before", "weight_version": 3})
+    context = run({"policy": "checkpoints/before", "weight_version": 3, "learner_step": 5})
 
     def work(r, n):
+        r.state["learner_step"] = 9
         r.state["policy"] = "checkpoints/half-trained"
         r.state["weight_version"] = 4
         raise Interrupted("SIGTERM")
@@ -60,7 +64,11 @@ def test_a_stage_that_was_cut_off_begins_from_the_model_it_began_with():
         coordinator.stage("policy_rl", 1, work)
     assert context.state["policy"] == "checkpoints/before"
     assert context.state["weight_version"] == 4  # versions only rise
+    assert context.state["learner_step"] == 5  # its steps will be counted again
     assert "1/policy_rl" not in context.state["stages"]
+    assert "dropped" not in context.saved
+    coordinator.stage("policy_rl", 1, lambda r, n: {})
+    assert context.state["stages"]["1/policy_rl"]["models"] == {"policy": "checkpoints/before"}
 
 
 def test_no_stage_starts_after_a_signal():

@@ -18,7 +18,7 @@ SHARDS = (
     *("paths/round-1-search", "paths/round-1-new", "paths/round-2-search", "paths/round-2-new", "paths/eval-before"),
     *("paths/rl-round-1", "paths/rl-round-2", "paths/samples-round-1", "paths/samples-round-2"),
     *("generated/round-1", "generated/round-1-sft-own-code", "generated/round-2-sft-own-code", "labels/round-1"),
-    "paths/eval-after-round-1",
+    *("paths/eval-after-round-1", "paths/round-10-search", "paths/rl-round-10", "paths/samples-round-10"),
 )
 STAGES = {
     f"{r}/{stage}": {
@@ -121,11 +121,29 @@ def test_it_takes_what_the_stage_had(source, tmp_path, what, round_, expected):
         assert all((tmp_path / "data" / f"{shard}.parquet").read_text() == shard for shard in expected)
 
 
-def test_a_run_without_the_data_is_refused(source, tmp_path):
+def test_files_keep_their_time_where_they_cannot_be_shared(source, tmp_path, monkeypatch):
     run = source()
-    (run.data / "paths" / "rl-round-2.parquet").unlink()
-    with pytest.raises(ValueError, match=r"data.*rl-round-2\.parquet"):
-        fit_job.link_data("policy-rl", run.data, tmp_path / "data", 2)
+    os.utime(run.data / "paths" / "samples-round-1.parquet", (1e9, 1e9))
+
+    def other_file_system(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_file_system)
+    fit_job.link_data("tcg", run.data, tmp_path / "data", 1)
+    assert (tmp_path / "data" / "paths" / "samples-round-1.parquet").stat().st_mtime == 1e9
+
+
+def test_a_round_after_a_rollback_begins_with_the_model_of_the_start(command, source):
+    source(stages={"1/prm": {"seconds": 1.0, "models": {"policy": "", "shots": 2}}})
+    code, error, fit = command("prm", "--data", "earlier")
+    assert (code, error) == (0, "")
+    assert (fit.state["policy"], fit.state["shots"]) == ("", 2)
+
+
+def test_another_seed_is_another_fit_but_for_the_generator(command, source):
+    source()
+    code, _, fit = command("prm", "--data", "earlier", "seed=6")
+    assert (code, fit.config.seed) == (0, 6)
 
 
 def test_a_fit_goes_on(command, source, tmp_path):
@@ -145,7 +163,9 @@ CASES = {
     "no run": (["prm", "--data", "none"], ["data", "'none'", "no config.yaml"]),
     "no such round": (["prm", "--data", "earlier", "--round", "3"], ["round", "'3'", "one of 1, 2"]),
     "no number": (["prm", "--data", "earlier", "--round", "x"], ["round", "'x'", "one of 1, 2"]),
-    "another seed": (["prm", "--data", "earlier", "seed=6"], ["seed", "got 6", "as the run began"]),
+    "another seed": (["tcg", "--data", "earlier", "seed=6"], ["seed", "got 6", "as the run began", "data is of that"]),
+    "other problems": (["prm", "--data", "earlier", "problems=bundled"], ["problems", "as the run began"]),
+    "a round to go on": (["prm", "--resume", "earlier", "--round", "1"], ["round", "either --round or --resume"]),
     "unknown": (["prm", "--data", "earlier", "--budget", "tiny"], ["--budget", "fit --help"]),
 }
 
@@ -175,12 +195,23 @@ def test_runs_that_it_cannot_learn_from_are_refused(command, source, tmp_path, s
     one_line(error, *says)
 
 
-def test_checkpoints_that_are_gone_are_told_of(command, source, tmp_path):
+def test_checkpoints_that_are_gone_are_told_of_where_they_are_needed(command, source, tmp_path):
     run = source()
+    (run.checkpoints / "tcg" / "config.json").unlink()
+    assert command("prm", "--data", "earlier")[0] == 0
     (run.checkpoints / "policy-2" / "config.json").unlink()
-    code, error, _ = command("prm", "--data", "earlier")
+    code, error, _ = command("policy-sft", "--data", "earlier", "--run-dir", "other")
     assert code == 2
     one_line(error, "data", "policy-2 is gone")
+
+
+def test_a_run_without_the_data_is_refused_and_leaves_nothing(command, source, tmp_path):
+    run = source()
+    (run.data / "paths" / "rl-round-2.parquet").unlink()
+    code, error, _ = command("policy-rl", "--data", "earlier")
+    assert code == 2
+    one_line(error, "data", "rl-round-2.parquet")
+    assert not (tmp_path / "fitted").exists()
 
 
 def test_of_a_step_that_was_done_twice_the_later_row_counts(tmp_path):
@@ -192,8 +223,8 @@ def test_of_a_step_that_was_done_twice_the_later_row_counts(tmp_path):
         {"round": 1, "stage/prm_s": 3.0},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row["loss"] for row in training_rows(file)] == [0.9, 0.7]
-    assert training_rows(tmp_path / "none") == []
+    assert {name: [row["loss"] for row in own] for name, own in training_rows(file).items()} == {"prm": [0.9, 0.7]}
+    assert training_rows(tmp_path / "none") == {}
 
 
 def test_the_report_is_for_people(capsys):
@@ -206,11 +237,11 @@ def test_the_report_is_for_people(capsys):
         round=1,
         model="m",
         seed=0,
-        losses=[n / 7 for n in range(30)],
+        losses={"prm": [n / 7 for n in range(30)]},
         seconds=9.5,
     )
     render(report, Console(width=80))
     shown = capsys.readouterr().out
     assert all(len(line) <= 80 for line in shown.splitlines())
-    for word in ("Fit finished: prm", "30", "0.000", "4.143", "9.5"):
+    for word in ("Fit finished: prm", "prm loss", "30", "0.000", "4.143", "9.5"):
         assert word in shown

@@ -124,6 +124,24 @@ def test_without_a_reward_model_outcomes_alone_decide(run):
     assert made.guarded == [{"mismatch_kl": 0.0, "ess": 1.0, "entropy": 2.0}]
 
 
+def test_paths_of_an_interrupted_attempt_are_drawn_once(run, tmp_path, monkeypatch):
+    made, drawn, kept = run(), [], {}
+    monkeypatch.setattr(stage_rl, "_sample_groups", lambda *_: drawn.append(1) or PATHS)
+    made.store.write_paths = kept.__setitem__
+    made.store.read_paths = lambda shards: kept[shards[0]]
+    made.dir.write_state = lambda state: None
+    for _ in range(2):
+        assert stage_rl._drawn(made, 1) == PATHS
+    assert len(drawn) == 1
+    stage_rl._drawn(made, 2)
+    made.config = load("tiny", ["rl.group=2"])
+    stage_rl._drawn(made, 2)
+    made.policy.mkdir()
+    (made.policy / "model.safetensors").write_text("other weights")
+    stage_rl._drawn(made, 2)
+    assert len(drawn) == 4
+
+
 def test_paths_are_compared_with_those_of_the_round_before(run, tmp_path):
     made, logged = run(), []
     short = [path.model_copy(update={"steps": path.steps[:1]}) for path in PATHS]

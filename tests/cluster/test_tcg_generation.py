@@ -68,6 +68,7 @@ def test_all_texts_are_kept_with_those_that_were_lost(run):
 
 def test_a_kill_in_the_middle_repeats_nothing(run):
     whole = written(run)
+    next(run.dir.data.rglob("*.made_by.json")).unlink()  # as if it had not ended
     run.worker.asked.clear()
     run.worker.left = 2
     with pytest.raises(Killed):
@@ -81,6 +82,24 @@ def test_a_kill_in_the_middle_repeats_nothing(run):
     assert run.worker.asked == ["p/2", "p/3"]
     assert [again[name] for name in ("p/0", "p/1")] == [whole[name] for name in ("p/0", "p/1")]
     assert set(again) == set(whole)
+
+
+def test_what_is_whole_is_not_written_again(run):
+    whole = written(run)
+    run.worker.asked.clear()
+    told = {}
+    again = tcg_generation.write_texts(run, PROBLEMS, "round-1", True, seed=2, on_texts=told.__setitem__)
+    assert again == told == whole and run.worker.asked == []
+    run.config = load("tiny", ["tcg.prompts=2", "tcg.temperature=0.5"])
+    written(run)
+    assert run.worker.asked == [p.id for p in PROBLEMS]
+
+
+def test_what_lacks_a_text_is_written_again(run):
+    run.worker.lost = ("p/2",)
+    written(run)
+    run.worker.lost = ()
+    assert None not in written(run)["p/2"]
 
 
 @pytest.mark.parametrize("change", ["weights", "setting"])

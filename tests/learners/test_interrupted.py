@@ -74,7 +74,6 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(local_ray, tiny, tmp_path,
         again = fitted(group, what, kept_steps(tmp_path), tmp_path / "again.safetensors", kill)
         assert (killed != [], group.restarts) == (True, 1)
         assert_equal(whole, again)
-        assert not (tmp_path / "snapshots").exists()
     finally:
         group.close()
 

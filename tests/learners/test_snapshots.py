@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,12 +84,26 @@ def test_a_snapshot_that_cannot_be_read_is_none(tmp_path, text):
     assert (kept.latest()[0] / "rank-0").read_bytes() == b"again"
 
 
-def test_nothing_is_left_of_a_training_that_ended(tmp_path):
-    kept = Snapshots(tmp_path / "s", "d")
+def test_a_snapshot_that_is_being_deleted_is_none(tmp_path, monkeypatch):
+    kept = Snapshots(tmp_path, "d")
     publish(kept, 1)
-    kept.clear()
-    assert not (tmp_path / "s").exists()
-    kept.clear()
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    kept.begin(2)
+    with pytest.raises(KeyboardInterrupt):
+        kept.publish(Cursor(2, []))
+    assert kept.latest()[1].step == 2
+    assert not (tmp_path / "step-00000001" / CURSOR).exists()
+
+
+def test_what_a_kill_left_half_written_makes_room_for_the_next(tmp_path):
+    kept = Snapshots(tmp_path, "d")
+    kept.begin(3)
+    kept.begin(7)
+    assert [p.name for p in tmp_path.iterdir()] == [kept.scratch(7).name]
 
 
 def test_a_kill_at_any_moment_leaves_a_latest_that_is_whole(tmp_path):
