@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -12,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from learners.adapters import Lora, inject
 from learners.batches import ROUNDING
 
 ModelKind = Literal["policy", "value"]
+HEAD_ROWS = 256
+"""Positions whose logits are in memory together."""
 
 
 class PolicyModel(nn.Module):
@@ -29,6 +33,8 @@ class PolicyModel(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
+        # In the head's own place: ZeRO-3 fetches its weights once for a call of it, on all ranks as often.
+        lm.lm_head.forward = functools.partial(_head, lm.lm_head)
 
     def forward(
         self,
@@ -48,22 +54,52 @@ class PolicyModel(nn.Module):
         hidden = self.lm.get_decoder()(
             input_ids=token_ids, attention_mask=attention, position_ids=positions, use_cache=False
         ).last_hidden_state
-        chosen = hidden[select]
-        # Rounded up, so that few sizes occur: CPU kernels keep buffers as large as the vocabulary for each size seen.
-        rows = F.pad(chosen, (0, 0, 0, -len(chosen) % ROUNDING))
-        logits = self.lm.lm_head(rows)[: len(chosen)].float()
-        if gather is not None:
-            logits = logits[gather]
-        if isinstance(temperature, Tensor):
-            logits = logits / temperature.unsqueeze(-1).to(logits)
-        elif temperature != 1.0:
-            logits = logits / temperature
-        entropy = None
-        if with_entropy:
-            with torch.no_grad():
-                logp = logits.log_softmax(-1)
-                entropy = -(logp.exp() * logp).sum(-1)
-        return -F.cross_entropy(logits, targets, reduction="none"), entropy
+        return self.lm.lm_head(hidden[select], targets, gather, temperature, with_entropy)
+
+
+def _head(
+    head: nn.Linear,
+    rows: Tensor,
+    targets: Tensor,
+    gather: Tensor | None,
+    temperature: Tensor | float,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(N,) log-probabilities and entropies of `targets`, each after one of the `rows` (P, H): its own, or that of
+    `gather` (N,). What is as wide as the vocabulary is there for `HEAD_ROWS` rows at a time, and is made again for the
+    backward pass: the logits of a whole micro-batch take more memory than the model."""
+    at = torch.arange(len(rows), device=rows.device) if gather is None else gather
+    order, logprobs, entropies = [at.new_zeros(0)], [rows.float().sum(-1)[:0]], [rows.new_zeros(0, dtype=torch.float32)]
+    for start in range(0, len(rows), HEAD_ROWS):
+        some = rows[start : start + HEAD_ROWS]
+        own = ((at >= start) & (at < start + len(some))).nonzero()[:, 0]
+        warmth = temperature[own] if isinstance(temperature, Tensor) else temperature
+        given = (head, some, targets[own], at[own] - start, warmth, with_entropy)
+        values, entropy = checkpoint(_few, *given, use_reentrant=False) if some.requires_grad else _few(*given)
+        order.append(own)
+        logprobs.append(values)
+        entropies.append(entropy)
+    back = torch.cat(order).argsort()
+    return torch.cat(logprobs)[back], torch.cat(entropies)[back] if with_entropy else None
+
+
+def _few(
+    head: nn.Linear, rows: Tensor, targets: Tensor, at: Tensor, temperature: Tensor | float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_head`, of rows whose logits fit into memory; the entropies are empty where they are not asked for."""
+    # Rounded up, so that few sizes occur: CPU kernels keep buffers as large as the vocabulary for each size seen.
+    filled = F.pad(rows, (0, 0, 0, -len(rows) % ROUNDING))
+    logits = F.linear(filled, head.weight, head.bias)[: len(rows)].float()
+    if isinstance(temperature, Tensor) and len(temperature) and bool((temperature == temperature[0]).all()):
+        temperature = float(temperature[0])
+    if isinstance(temperature, Tensor):
+        logits, at = logits[at] / temperature.unsqueeze(-1).to(logits), torch.arange(len(at), device=at.device)
+    elif temperature != 1.0:
+        logits = logits / temperature
+    logp = logits.log_softmax(-1)
+    values = logp[at, targets]
+    with torch.no_grad():
+        return values, -(logp.exp() * logp).sum(-1)[at] if with_entropy else values.new_zeros(0)
 
 
 class ValueModel(nn.Module):

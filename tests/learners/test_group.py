@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
-def train(model, world, zero, tmp_path):
+def train(model, world, zero, tmp_path, data=None):
     """Three optimizer steps of SFT; returns losses and the published weights."""
     from learners.group import LearnerGroup
 
@@ -18,7 +18,7 @@ def train(model, world, zero, tmp_path):
     try:
         group.load(spec(model, zero=zero), seed=0)
         rows = []
-        group.fit("sft", examples(), settings(), 120, rows.append)
+        group.fit("sft", data or examples(), settings(), 120, rows.append)
         file = tmp_path / f"w{world}z{zero}.safetensors"
         group.publish(file)
         return [row["sft/loss"] for row in rows], load_file(file)
@@ -63,6 +63,18 @@ def test_ranks_and_stages_train_like_plain_torch(local_ray, tiny, tmp_path, worl
     assert losses == pytest.approx(expected_losses, rel=1e-3)
     assert losses[-1] < losses[0]
     assert_same_weights(weights, expected, 2e-4)
+
+
+def test_ranks_may_have_different_amounts_to_say(local_ray, tiny, tmp_path):
+    """One rank's outputs come in several parts, the other's in one: ZeRO-3 must fetch the head as often on both."""
+    from learners.batches import Example
+    from learners.models import HEAD_ROWS
+
+    ids = tuple(1 + (7 * i) % 90 for i in range(HEAD_ROWS + 100))
+    uneven = [Example(ids, (1,) * len(ids), "long"), *examples()[:3]]
+    one, _ = train(tiny, 1, 2, tmp_path, uneven)
+    two, _ = train(tiny, 2, 3, tmp_path, uneven)
+    assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_one_group_takes_models_in_turn_and_checkpoints_are_plain_directories(local_ray, tiny, tmp_path):

@@ -111,3 +111,34 @@ def test_packed_sequences_have_the_outputs_and_gradients_of_padded_ones(kind, pa
     for name, gradient in gradients.items():
         assert torch.allclose(own[name], gradient, atol=1e-5), name
     assert any(g.abs().max() > 0.01 for g in gradients.values())
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 512])
+@pytest.mark.parametrize("warmth", [1.0, 0.7, "equal", "mixed"])
+def test_outputs_do_not_depend_on_how_many_logits_are_in_memory(monkeypatch, rows_at_once, warmth):
+    model = tiny("policy")
+    batch = pack(TREE, POINTS, ROWS, 0, True)
+    count = len(batch.targets)
+    own = {"equal": torch.full((count,), 0.7), "mixed": torch.linspace(0.5, 2.0, count)}.get(warmth, warmth)
+    hidden = model.lm.model(
+        input_ids=batch.token_ids, attention_mask=batch.attention, position_ids=batch.positions
+    ).last_hidden_state
+    logits = torch.nn.functional.linear(hidden[batch.select], model.lm.lm_head.weight)[batch.gather]
+    logp = (logits / (own.unsqueeze(-1) if isinstance(own, torch.Tensor) else own)).log_softmax(-1)
+    expected = logp[torch.arange(count), batch.targets]
+    gradient = torch.autograd.grad(expected.square().sum(), model.lm.model.layers[0].mlp.up_proj.weight)[0]
+
+    monkeypatch.setattr("learners.models.HEAD_ROWS", rows_at_once)
+    found, entropy = model(**batch.inputs, targets=batch.targets, temperature=own, with_entropy=True)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(entropy, -(logp.exp() * logp).sum(-1), atol=1e-5)
+    assert not entropy.requires_grad
+    again = torch.autograd.grad(found.square().sum(), model.lm.model.layers[0].mlp.up_proj.weight)[0]
+    assert torch.allclose(again, gradient, atol=1e-5)
+
+
+def test_nothing_to_say_is_no_output():
+    batch = pad([[1, 2, 3]], [[]], 0)
+    found, entropy = tiny("policy")(**batch.inputs, targets=batch.targets, with_entropy=True)
+    assert found.shape == entropy.shape == (0,)
+    found.sum().backward()  # what counts for nothing takes part in the ranks' collectives all the same
