@@ -54,6 +54,9 @@ class LearnerConfig(_Section):
     packing: Packing = Field(
         default="tree", description="a row per sequence; rows of several; rows in which equal beginnings stand once"
     )
+    recompute: bool = Field(
+        default=False, description="make activations again for the backward pass: less memory, a third more time"
+    )
     row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")

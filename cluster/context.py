@@ -128,7 +128,8 @@ class RunContext:
 
     def spec(self, model: Path, kind: ModelKind, learning_rate: float) -> LearnerSpec:
         """What a learner is to train, as the configuration says."""
-        return LearnerSpec(str(model), kind, learning_rate, zero_stage=self.config.learner.zero_stage)
+        c = self.config.learner
+        return LearnerSpec(str(model), kind, learning_rate, zero_stage=c.zero_stage, recompute=c.recompute)
 
     def begin_serving(self, sync: WeightSync) -> None:
         """The engines are there, with the weights of the start."""

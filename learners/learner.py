@@ -46,7 +46,7 @@ class LearnerSpec:
     """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant.
 
     `prior`: what a new value head says of every step, in (0, 1). `lora`: train adapters only (and the head of a value
-    model); None: all weights.
+    model); None: all weights. `recompute`: activations are made again for the backward pass instead of kept.
     """
 
     model: str
@@ -59,6 +59,7 @@ class LearnerSpec:
     dtype: str = "bfloat16"
     prior: float = 0.5
     lora: Lora | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.prior < 1:
@@ -132,6 +133,8 @@ class Learner:
         torch.manual_seed(seed)
         module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype), spec.prior, spec.lora)
         module.train()
+        if spec.recompute:
+            module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]

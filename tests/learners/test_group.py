@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
-def train(model, world, zero, tmp_path, data=None):
+def train(model, world, zero, tmp_path, data=None, **options):
     """Three optimizer steps of SFT; returns losses and the published weights."""
     from learners.group import LearnerGroup
 
     group = LearnerGroup(world, 1)
     try:
-        group.load(spec(model, zero=zero), seed=0)
+        group.load(spec(model, zero=zero, **options), seed=0)
         rows = []
         group.fit("sft", data or examples(), settings(), 120, rows.append)
         file = tmp_path / f"w{world}z{zero}.safetensors"
@@ -56,9 +56,9 @@ def assert_same_weights(ours, theirs, tolerance):
         assert torch.allclose(tensor.float(), theirs[name].float(), atol=tolerance), name
 
 
-@pytest.mark.parametrize(("world", "zero"), [(1, 2), (2, 2), (2, 3)])
-def test_ranks_and_stages_train_like_plain_torch(local_ray, tiny, tmp_path, world, zero):
-    losses, weights = train(tiny, world, zero, tmp_path)
+@pytest.mark.parametrize(("world", "zero", "recompute"), [(1, 2, True), (2, 2, False), (2, 3, True)])
+def test_ranks_and_stages_train_like_plain_torch(local_ray, tiny, tmp_path, world, zero, recompute):
+    losses, weights = train(tiny, world, zero, tmp_path, recompute=recompute)
     expected_losses, expected = by_hand(tiny)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
     assert losses[-1] < losses[0]
