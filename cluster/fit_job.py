@@ -271,16 +271,12 @@ def _work(fit_: Fit) -> Callable[[Any, int], dict[str, Any]]:
 def _finish(fit_: Fit, stopped: str, code: int) -> int:
     context = fit_.context
 
-    def note_memory() -> None:
-        if context is not None:
-            context.measure_memory()
-            fit_.state["peak_memory"] = max(fit_.state.get("peak_memory", 0), context.peak_memory)
-
     def sum_up() -> fit_report.FitReport:
         return summarize(fit_.config, fit_.run_dir, fit_.state, fit_.note, stopped)
 
+    notes = {"measuring memory": job.noting_memory(context, fit_.state)}
     return job.wind_up(
-        code, context, fit_.run_dir, fit_.state, fit_.console, {"measuring memory": note_memory}, sum_up,
+        code, context, fit_.run_dir, fit_.state, fit_.console, notes, sum_up,
         fit_report.write, fit_report.render,
     )  # fmt: skip
 

@@ -7,12 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 from rich.console import Console
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
-from cluster.report import MISSING, WIDTH, ReportRecord, clean, write_record
+from cluster.report import MISSING, ReportRecord, clean, print_facts, write_record
 from cluster.run_dir import RunDir
 from cluster.tracker import read_metrics
 
@@ -61,16 +58,9 @@ def write(report: FitReport, run_dir: RunDir) -> None:
 
 
 def render(report: FitReport, console: Console) -> None:
-    """Print the report, at most `WIDTH` columns wide but for paths and commands, which can be copied."""
-    width = min(WIDTH, console.width)
+    """Print the report, at most `report.WIDTH` columns wide but for paths and commands, which can be copied."""
     title = "Fit stopped early" if report.stopped_early else "Fit finished"
-    console.print(Rule(Text(f"{title}: {report.what}", style="bold"), characters="─"), width=width)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True, min_width=16)
-    facts.add_column()
-    for name, value in _facts(report):
-        facts.add_row(name, Text(clean(value)))
-    console.print(Padding(facts, (0, 0, 0, 2)), width=width, highlight=False)
+    print_facts(console, f"{title}: {report.what}", _facts(report))
     lines = [("data of", report.source), ("run directory", report.run_dir), ("began with", report.model)]
     lines += [("checkpoint", path) for path in report.checkpoints]
     for name, path in lines:

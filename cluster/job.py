@@ -255,6 +255,17 @@ def prepare(
     return context, status.note
 
 
+def noting_memory(context: Any | None, state: dict[str, Any]) -> Callable[[], None]:
+    """What notes the largest memory of the processes of the run in its state."""
+
+    def note() -> None:
+        if context is not None:
+            context.measure_memory()
+            state["peak_memory"] = max(state.get("peak_memory", 0), context.peak_memory)
+
+    return note
+
+
 # The end ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
@@ -336,6 +336,18 @@ def _fold(program: str, width: int) -> Sequence[str]:
 
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def print_facts(console: Console, title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """A rule with a title and named facts below it, at most `WIDTH` columns wide."""
+    width = min(WIDTH, console.width)
+    console.print(Rule(Text(title, style="bold"), characters="─"), width=width)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True, min_width=16)
+    table.add_column()
+    for name, value in facts:
+        table.add_row(name, Text(clean(value)))
+    console.print(Padding(table, (0, 0, 0, 2)), width=width, highlight=False)
 
 
 def clean(text: str) -> str:

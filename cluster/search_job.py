@@ -305,11 +305,6 @@ def _finish(search: Search, stopped: str, code: int) -> int:
     """See `job.wind_up`."""
     context = search.context
 
-    def note_memory() -> None:
-        if context is not None:
-            context.measure_memory()
-            search.state["peak_memory"] = max(search.state.get("peak_memory", 0), context.peak_memory)
-
     def sum_up() -> search_report.SearchReport:
         with attempt("reading the logs of trees that have not ended", log):
             search.reports |= trees.read_reports(search.left, search.settings)
@@ -325,7 +320,7 @@ def _finish(search: Search, stopped: str, code: int) -> int:
             stopped_early=stopped,
         )
 
-    notes = {"measuring memory": note_memory}
+    notes = {"measuring memory": job.noting_memory(context, search.state)}
     return job.wind_up(
         code, context, search.run_dir, search.state, search.console, notes, sum_up,
         search_report.write, search_report.render,

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 
 from pydantic import Field, NonNegativeInt
 from rich.console import Console
-from rich.padding import Padding
-from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from cluster.config import RunConfig
-from cluster.report import MISSING, WIDTH, ReportRecord, clean, write_record
+from cluster.report import MISSING, ReportRecord, clean, print_facts, write_record
 from cluster.run_dir import RunDir
 from cluster.trees import as_rows
 from reasoning.estimators import Interval, bootstrap
@@ -114,16 +111,9 @@ def write(report: SearchReport, run_dir: RunDir) -> None:
 
 
 def render(report: SearchReport, console: Console) -> None:
-    """Print the report, at most `WIDTH` columns wide but for paths and commands, which can be copied."""
-    width = min(WIDTH, console.width)
+    """Print the report, at most `report.WIDTH` columns wide but for paths and commands, which can be copied."""
     title = "Search stopped early" if report.stopped_early else "Search finished"
-    console.print(Rule(Text(title, style="bold"), characters="─"), width=width)
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True, min_width=16)
-    facts.add_column()
-    for name, value in _facts(report):
-        facts.add_row(name, Text(clean(value)))
-    console.print(Padding(facts, (0, 0, 0, 2)), width=width, highlight=False)
+    print_facts(console, title, _facts(report))
     for text in (f"  run directory     {report.run_dir}", report.wandb_note):
         if text:
             console.print(Text(clean(text)), soft_wrap=True, highlight=False)

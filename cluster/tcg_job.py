@@ -187,19 +187,15 @@ def _go(context: Any, stages: dict[str, Callable[[Any, int], dict[str, Any]]]) -
 def _finish(tcg: Tcg, stopped: str, code: int) -> int:
     context = tcg.context
 
-    def note_memory() -> None:
-        if context is not None:
-            context.measure_memory()
-            tcg.state["peak_memory"] = max(tcg.state.get("peak_memory", 0), context.peak_memory)
-
     def sum_up() -> tcg_report.TcgReport:
         result = summarize(tcg.config, tcg.run_dir, tcg.state, tcg.note, stopped)
         if context is not None and result.rows and not context.workers.ray_is_gone:
             context.log_table("tcg/by_difficulty", *tcg_report.table(result.rows), ROUND)
         return result
 
+    notes = {"measuring memory": job.noting_memory(context, tcg.state)}
     return job.wind_up(
-        code, context, tcg.run_dir, tcg.state, tcg.console, {"measuring memory": note_memory}, sum_up,
+        code, context, tcg.run_dir, tcg.state, tcg.console, notes, sum_up,
         tcg_report.write, tcg_report.render,
     )  # fmt: skip
 
