@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reasoning.branches import instrumented, share, taken
-from reasoning.constraints import limits_of, parameters, violated
+from reasoning.constraints import limits_of, parameters, sorted_places, unsorted_place, violated
 from reasoning.execution_matrix import Matrix, Row
 from reasoning.records import Origin, Problem, ProblemTest
+from reasoning.suites import split_given
 from reasoning.test_cases import ParsedCase, accepts, case_of, input_text, make_test, output_text, renderable
 from sandbox import CallCase, Limits, RunOutput, StdioCase, Submission, SuiteResult, Verdict
 
@@ -199,11 +200,15 @@ def _is_short(value: Any) -> bool:
 
 
 def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
-    """The cases that break no limit which the question states of a function's parameters."""
-    if problem.entry_point is None or not problem.references:
+    """The cases that break nothing which the question states of a function's parameters."""
+    if problem.entry_point is None:
         return list(cases)
+    given = [t.case.args for t in split_given(problem)[0] if isinstance(t.case, CallCase)]
+    places = sorted_places(problem.question, given)
+    found = [case for case in cases if case.args is None or unsorted_place(case.args, places) is None]
+    if not problem.references:
+        return found
     names = parameters(problem.references[0], problem.entry_point)
-    given = [t.case.args for t in problem.tests if isinstance(t.case, CallCase)]
     # A limit that the given tests break was read wrongly.
     limits = [limit for limit in limits_of(problem.question) if not any(violated(g, names, [limit]) for g in given)]
-    return [case for case in cases if case.args is None or violated(case.args, names, limits) is None]
+    return [case for case in found if case.args is None or violated(case.args, names, limits) is None]

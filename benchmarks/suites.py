@@ -7,7 +7,8 @@
                     Wrong is what fails the given asserts or MBPP+ (`by_peers`), or any of the three (`by_all`)
     humaneval       false accept and false reject rate on programs of four models with known verdicts: suites, and
                     CodeT's generated tests, of which most are not true, as they are (`codet`) and those that the
-                    reference passes (`codet_true`)
+                    reference passes (`codet_true`). Right is by a harness with the given tests (`verdict`), or by
+                    HumanEval+ too (`by_plus`); `illegal`: tests whose input breaks HumanEval+'s contract
     refactory       the same on programs of people for two tasks
 
 `suites_per_minute` and `sandbox_busy`: of building all suites of MBPP, on all cores; busy is the share of the time of
@@ -45,7 +46,7 @@ LIMITS = Limits(cpu_s=2, memory_mb=512)
 FRESH_MUTANTS, FRESH_INPUTS = 12, 30
 FRESH_SEED = 1_000
 PLUS_INPUTS = 30
-"""Of MBPP+, sometimes thousands, evenly chosen."""
+"""Of MBPP+ and HumanEval+, sometimes thousands, evenly chosen."""
 CODET_TESTS = 40
 SAY_S = 60.0
 QUICK = 12
@@ -102,15 +103,30 @@ class Bench:
         cases = [ParsedCase(args, "", None, output_ok=False) for args in arguments]
         return (await self.runs.by_references(problem, cases)).tests
 
+    async def plus_tests(self, problem: Problem, row: Mapping[str, Any], reference: str) -> list[ProblemTest]:
+        """Tests of MBPP+ or HumanEval+ by their own reference."""
+        inputs = [*row["base_input"], *row["plus_input"]]
+        corrected = problem.model_copy(update={"references": (reference,)})
+        return await self.true_tests(corrected, [tuple(args) for args in inputs[:: -(-len(inputs) // PLUS_INPUTS)]])
+
+    async def illegal(self, problem: Problem, row: Mapping[str, Any], tests: Sequence[ProblemTest]) -> tuple[int, int]:
+        """Tests whose input HumanEval+'s contract does not allow, of how many."""
+        allows = row["prompt"] + row["contract"] + "\n    return True\n"
+        asked = [
+            ProblemTest(case=CallCase(args=t.case.args, expected=True)) for t in tests if isinstance(t.case, CallCase)
+        ]
+        (found,) = await self.rows(problem, [allows], asked) if asked else [[]]
+        return sum(one is False for one in found), sum(one is not None for one in found)
+
     async def rows(self, problem: Problem, programs: Sequence[str], tests: Sequence[ProblemTest]) -> Matrix:
         """What programs do on tests."""
         return await self.runs.matrix(problem, programs, tests, 0.0)
 
     # --- mutants ---
 
-    async def kills(self, problem: Problem) -> dict[str, Any]:
+    async def kills(self, pair: tuple[Problem, Suite]) -> dict[str, Any]:
         """Suite and given tests on mutants that did not choose the suite."""
-        suite = await self.builder.build(problem)
+        problem, suite = pair
         chose = {m.source for m in mutants(problem.references[0], self.builder.settings.mutants)}
         planted = mutants(problem.references[0], FRESH_MUTANTS + len(chose), FRESH_SEED)
         fresh = [m.source for m in planted if m.source not in chose][:FRESH_MUTANTS]
@@ -211,14 +227,11 @@ async def mbpp_programs(bench: Bench, data: Path, quick: bool) -> list[dict[str,
 
     async def one(problem: Problem) -> dict[str, Any]:
         row = plus[problem.id.partition("/")[2]]
-        inputs = [*row["base_input"], *row["plus_input"]]
-        inputs = inputs[:: -(-len(inputs) // PLUS_INPUTS)]
-        corrected = problem.model_copy(update={"references": (row["canonical_solution"],)})
         suite = await bench.builder.build(problem)
         suites = {
             "suite": suite.tests,
             "given": problem.tests,
-            "plus": await bench.true_tests(corrected, [tuple(args) for args in inputs]),
+            "plus": await bench.plus_tests(problem, row, row["canonical_solution"]),
         }
         said = await bench.judged(problem, distinct(programs[problem.id.partition("/")[2]]), suites)
         said["by_peers"] = all_of(said["given"], said["plus"])
@@ -263,6 +276,7 @@ async def humaneval(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any
         row["prompt"].split("def ")[1].split("(")[0]: row["samples"]
         for row in rows_of(data / "codet" / "generated_tests.jsonl.gz")
     }
+    plus = {row["task_id"].lower(): row for row in rows_of(data / "evalplus" / "HumanEvalPlus.jsonl.gz")}
     problems = [
         p
         for p in loaded(data / "humaneval" / "HumanEval.jsonl.gz", quick)
@@ -272,13 +286,17 @@ async def humaneval(bench: Bench, data: Path, quick: bool) -> list[dict[str, Any
     async def one(problem: Problem) -> dict[str, Any]:
         written = codet_cases(prompts.get(problem.entry_point or "", []), problem)
         true = (await bench.rows(problem, problem.references, written))[0] if written else []
-        suites = {
+        suites: dict[str, Sequence[ProblemTest]] = {
             "suite": (await bench.builder.build(problem)).tests,
             "codet": written,
             "codet_true": [t for t, passes in zip(written, true, strict=True) if passes],
         }
+        row, verdict = plus[problem.id], [passed for _, passed in programs[problem.id]]
+        illegal = {name: await bench.illegal(problem, row, tests) for name, tests in suites.items()}
+        suites["plus"] = await bench.plus_tests(problem, row, row["prompt"] + row["canonical_solution"])
         said = await bench.judged(problem, [source for source, _ in programs[problem.id]], suites)
-        return {**said, "verdict": [passed for _, passed in programs[problem.id]]}
+        by_plus = all_of(verdict, said["plus"])
+        return {**said, "verdict": verdict, "by_plus": by_plus, "illegal": illegal}
 
     return await bench.each(one, problems)
 
@@ -354,15 +372,16 @@ def kill_rates(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
-async def throughput(bench: Bench, problems: Sequence[Problem]) -> dict[str, float]:
-    """How fast suites are built."""
+async def built(bench: Bench, problems: Sequence[Problem]) -> tuple[list[tuple[Problem, Suite]], dict[str, float]]:
+    """Each problem with its suite, and how fast suites are built."""
     busy, began = bench.runs.busy_s, time.monotonic()
-    await bench.each(bench.builder.build, problems)
+    suites = await bench.each(bench.builder.build, problems)
     seconds = time.monotonic() - began
-    return {
+    speed = {
         "suites_per_minute": round(60 * len(problems) / seconds, 1),
         "sandbox_busy": round((bench.runs.busy_s - busy) / seconds / (os.cpu_count() or 1), 3),
     }
+    return list(zip(problems, suites, strict=True)), speed
 
 
 async def measured(
@@ -375,9 +394,9 @@ async def measured(
         for part in parts:
             say(part)
             if part == "bundled":
-                on_part({part: kill_rates(await bench.each(bench.kills, own))})
-                if data is None:
-                    on_part({"throughput": await throughput(bench, own)})
+                pairs, speed = await built(bench, own)
+                on_part({"throughput": speed} if data is None else {})
+                on_part({part: kill_rates(await bench.each(bench.kills, pairs))})
                 continue
             assert data is not None
             on_part(await PARTS[part](bench, data, quick))
@@ -385,8 +404,8 @@ async def measured(
 
 async def _mbpp(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
     problems = loaded(data / "mbpp" / "sanitized-mbpp.json", quick)
-    speed = await throughput(bench, problems)
-    return {"throughput": speed, "mbpp": kill_rates(await bench.each(bench.kills, problems))}
+    pairs, speed = await built(bench, problems)
+    return {"throughput": speed, "mbpp": kill_rates(await bench.each(bench.kills, pairs))}
 
 
 async def _mbpp_programs(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
@@ -401,7 +420,18 @@ async def _mbpp_programs(bench: Bench, data: Path, quick: bool) -> dict[str, Any
 
 async def _humaneval(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:
     known = await humaneval(bench, data, quick)
-    return {"humaneval": {"problems": len(known), **by_rates(known, "verdict", ("suite", "codet", "codet_true"))}}
+    names = ("suite", "codet", "codet_true")
+    found: dict[str, Any] = {
+        "problems": len(known),
+        "verdict": by_rates(known, "verdict", (*names, "plus")),
+        "by_plus": by_rates(known, "by_plus", names),
+    }
+    for name in names:
+        counts = Counts()
+        for one in known:
+            counts.add(*one["illegal"][name])
+        found["by_plus"][name]["illegal"] = counts.shown()
+    return {"humaneval": found}
 
 
 async def _refactory(bench: Bench, data: Path, quick: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a legal input is not known here: the references are run on it, and a problem's s
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,13 +16,16 @@ Args = tuple[Any, ...]
 
 LARGEST_GROWTH = 2
 """A container grows to at most this many times the longest of its kind that is known, and two more."""
+EDGES = 3
+"""One of so many inputs may be one at the edge."""
 LETTERS = "abcxyzAZ"
 MUTATIONS = (1, 1, 1, 2, 3)
 """How many changes an input is made by; most are small."""
 
 
 def new_arguments(known: Sequence[Args], count: int, seed: int, attempts: int = 20) -> list[Args]:
-    """Up to `count` argument lists that are none of `known`, all different, each made from one of them.
+    """Up to `count` argument lists that are none of `known`, all different, each made from one of them: up to a third
+    with one argument at the edge of its type (nothing in a list, a text of one letter, zero), the others by mutation.
 
     `attempts`: for each. Fewer come where there is little to change. The same seed gives the same.
     """
@@ -29,7 +33,8 @@ def new_arguments(known: Sequence[Args], count: int, seed: int, attempts: int = 
         return []
     rng = random.Random(seed)
     pool = _Pool(known)
-    return _distinct(known, count, attempts, lambda: pool.mutated(rng.choice(known), rng))
+    edges = _edges(known, rng)[: count // EDGES]
+    return _distinct(known, count, attempts, lambda: edges.pop(0) if edges else pool.mutated(rng.choice(known), rng))
 
 
 def new_texts(known: Sequence[str], count: int, seed: int, attempts: int = 20) -> list[str]:
@@ -56,6 +61,36 @@ def _distinct(known: Sequence[T], count: int, attempts: int, make: Callable[[], 
             seen.add(repr(made))
             found.append(made)
     return found
+
+
+def _edges(known: Sequence[Args], rng: random.Random) -> list[Args]:
+    """Known inputs with one argument at the edge of its type; first one of each place and edge, then the other inputs
+    with them."""
+    found: dict[str, list[Args]] = {}
+    for args in known:
+        for place, value in enumerate(args):
+            for edge in _edges_of(value):
+                found.setdefault(f"{place} {edge!r}", []).append((*args[:place], edge, *args[place + 1 :]))
+    columns = [rng.sample(one, len(one)) for one in found.values()]
+    rows = itertools.zip_longest(*columns)
+    return [args for row in rows for args in row if args is not None]
+
+
+def _edges_of(value: Any) -> list[Any]:
+    match value:
+        case bool() | None:
+            return []
+        case int():
+            return [0, 1, -1]
+        case float():
+            return [0.0]
+        case str():
+            return ["", value[:1]]
+        case list() | tuple():
+            return [value[:0], value[:1]]
+        case set() | frozenset() | dict():
+            return [type(value)()]
+    return []
 
 
 class _Pool:

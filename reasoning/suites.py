@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reasoning.execution_matrix import Matrix, kills, smallest
+from reasoning.input_kinds import kinds
 from reasoning.literals import literal
 from reasoning.records import Origin, Problem, ProblemTest, Suite
 from sandbox import AssertCase, CallCase, CheckerProgram, ExpressionCase, StdioCase
@@ -33,16 +34,24 @@ def candidates(problem: Problem, generated: Sequence[ProblemTest], others: bool 
 
 def choose(tests: Sequence[ProblemTest], wrong: Matrix, size: int, fill: bool = True) -> list[int]:
     """Which of the candidates make the suite, at most `size`: the shown ones, those that together kill all of the wrong
-    programs that the candidates kill (as few as can be found), and then (with `fill`) those that kill most, earlier
-    ones first: programs that are wrong in other ways are likelier to meet one of many tests than of few.
+    programs that the candidates kill (as few as can be found), and then (with `fill`) others, for programs that are
+    wrong in other ways: each time the one that asks with most kinds of input that the suite has not (`kinds`), of
+    equals the one that kills most, of those the earlier one.
 
     `wrong`: what wrong programs did on the candidates; nothing is known where there are none.
     """
     shown = min(size, sum(test.shown for test in tests))
-    needed = smallest(wrong, shown, size) if wrong else list(range(shown))
+    chosen = smallest(wrong, shown, size) if wrong else list(range(shown))
     found = kills(wrong) if wrong else [frozenset[int]()] * len(tests)
-    others = sorted(set(range(len(tests))) - set(needed), key=lambda j: (-len(found[j]), j))
-    return [*needed, *(others if fill else ())][:size]
+    asked = [kinds(test) for test in tests]
+    seen = frozenset[str]().union(*(asked[j] for j in chosen))
+    left = [j for j in range(len(tests)) if j not in set(chosen)] if fill else []
+    while left and len(chosen) < size:
+        best = max(left, key=lambda j: (len(asked[j] - seen), len(found[j]), -j))
+        left.remove(best)
+        chosen.append(best)
+        seen |= asked[best]
+    return chosen[:size]
 
 
 def assemble(problem: Problem, tests: Sequence[ProblemTest], chosen: Iterable[int]) -> Suite:

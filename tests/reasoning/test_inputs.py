@@ -53,6 +53,19 @@ def test_there_is_always_something_new_where_there_are_numbers_or_texts():
     assert new_arguments([], 5, 1) == [] and new_arguments([(None,)], 5, 1) == []
 
 
+def test_some_inputs_are_at_the_edge():
+    known = [("abc", [3, 1, 2], 7), ("xy", [5, 6], 8)]
+    made = new_arguments(known, 60, 0)
+    edges = [a for a in made if a[0] in ("", a[0][:1]) or len(a[1]) < 2 or a[2] in (0, 1, -1)]
+    for place, edge in ((0, ""), (1, []), (2, 0), (2, 1), (2, -1)):
+        assert any(args[place] == edge for args in edges)
+        # Of every place, not of one alone, where only few are asked for.
+        assert any(args[place] == edge for args in new_arguments(known, 30, 3))
+    simple = [((9, 9, 9),)]
+    assert ((),) in new_arguments(simple, 9, 0) and ((9,),) in new_arguments(simple, 9, 0)
+    assert new_arguments([([],)], 3, 0)[0] == ([0],)
+
+
 def test_a_seed_gives_other_inputs():
     known = [([3, 1, 2], "abc")]
     assert new_arguments(known, 8, 1) != new_arguments(known, 8, 2)

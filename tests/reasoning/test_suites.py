@@ -115,6 +115,17 @@ def test_the_suite_holds_what_kills_and_the_shown_tests():
     assert args([tests[j] for j in choose(tests, wrong, 2)]) == [1, 2]
 
 
+def test_a_suite_is_filled_with_other_kinds_of_input_before_more_of_the_same():
+    known = problem(call(3, shown=True))
+    tests = candidates(known, [made(n) for n in (4, 5, 0, 6, -2, 7)])
+    wrong = [[True, False, True, True, False, True, True], [True, False, True, True, True, True, True]]
+    assert args([tests[j] for j in choose(tests, wrong, 2)]) == [3, 4]
+    # Zero and below zero are new; 6 kills more than 5.
+    assert args([tests[j] for j in choose(tests, wrong, 5)]) == [3, 4, 0, -2, 6]
+    assert args([tests[j] for j in choose(tests, [], 4)]) == [3, 0, -2, 4]
+    assert args([tests[j] for j in choose(tests, wrong, 5, fill=False)]) == [3, 4]
+
+
 def test_nothing_is_made_from_what_is_held_out():
     usable, holdout = split_given(PLAIN)
     assert (args(usable), args(holdout)) == ([1, 2, 3, 4, 5, 6], [7, 8])
