@@ -36,7 +36,7 @@ from reasoning.test_cases import (
     case_of,
     corrected_pair,
     make_test,
-    ranked_pair,
+    ranked_pairs,
     renderable,
     training_tests,
 )
@@ -74,6 +74,15 @@ class Material:
     tests: list[ProblemTest]
     programs: list[str]
     wrong: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPairs:
+    """Preference pairs from texts of the generator. `ranked`: those with more right outputs against those with fewer;
+    `corrected`: what the references say against what was written instead."""
+
+    ranked: list[TextPair]
+    corrected: list[TextPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +218,14 @@ class SuiteBuilder:
         kept = [(program, wrong) for program, wrong in zip(faulty, found, strict=True) if wrong]
         return Material(tests, [program for program, _ in kept], [wrong for _, wrong in kept])
 
-    async def corrections(self, problem: Problem, texts: Sequence[Sequence[ParsedCase]]) -> list[TextPair]:
-        """Pairs from texts of the generator: each that is wrong somewhere against what the references say, and the one
-        with the most right outputs against the one with the fewest. Given tests that are held out are in none."""
+    async def own_pairs(self, problem: Problem, texts: Sequence[Sequence[ParsedCase]]) -> OwnPairs:
+        """Pairs from texts of the generator. Given tests that are held out are in none."""
         distinct = {case.key: case for case in itertools.chain(*texts)}
         tests = (await self.executions.by_references(problem, list(distinct.values()))).tests
         kept_apart = {input_key(test) for test in split_given(problem)[1]}
         true = {case_of(test).key: test for test in tests if input_key(test) not in kept_apart}
-        pairs = [*(corrected_pair(problem, cases, true) for cases in texts), ranked_pair(problem, texts, true)]
-        return [pair for pair in pairs if pair is not None]
+        corrected = [corrected_pair(problem, cases, true) for cases in texts]
+        return OwnPairs(ranked_pairs(problem, texts, true), [pair for pair in corrected if pair is not None])
 
     async def rewards(
         self, problem: Problem, texts: Sequence[Sequence[ParsedCase]], wrong: Sequence[str]

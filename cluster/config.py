@@ -91,6 +91,9 @@ class TcgConfig(_Section):
     dpo_own_share: float = Field(
         default=0.5, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"
     )
+    dpo_texts: int = Field(
+        default=1, ge=1, le=256, description="that it writes for those, of a problem with and without the reference"
+    )
     beta: float = Field(default=0.1, gt=0, le=10)
     dpo_sft_weight: float = Field(default=0.0, ge=0, le=100, description="of the chosen text's likelihood in the loss")
     dpo_most_drop: float = Field(

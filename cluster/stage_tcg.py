@@ -21,7 +21,7 @@ from cluster.context import RunContext
 from cluster.rollouts import Chain, sample_chains
 from cluster.tcg_generation import Texts
 from reasoning.estimators import bootstrap_ratio
-from reasoning.records import Problem, Suite, TextPair, mean
+from reasoning.records import Problem, Suite, mean
 from reasoning.suites import split_given, tests_by_origin
 from reasoning.test_cases import CASES_PER_PROMPT
 from sandbox.cache import program_key
@@ -75,7 +75,7 @@ def train_generator(
     c = run.config.tcg
     measured_on: dict[str, Any] = {"measured_problems": len(unseen)}
 
-    def own() -> list[TextPair]:
+    def own() -> training.OwnPairs:
         return training.own_pairs(run, round_, taught, OWN)
 
     def told(step: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _teach(
     round_: int,
     taught: Sequence[Problem],
     programs: dict[str, list[str]],
-    own: Callable[[], list[TextPair]],
+    own: Callable[[], training.OwnPairs],
     told: Callable[[str], dict[str, Any]],
 ) -> tuple[dict[str, Any], training.Materials | None]:
     """SFT and DPO. `own`: pairs of the generator's own texts, asked for after SFT; `told(step)`: what is noted of the
@@ -122,7 +122,7 @@ def _teach(
         run.serve(made, round_)
     step = "sft" if examples else "start"
     result[step] = told(step)
-    pairs = training.dpo_pairs(run, taught, found, own() if c.dpo_pairs else [], rng)
+    pairs = training.dpo_pairs(run, taught, found, own() if c.dpo_pairs else training.OwnPairs([], []), rng)
     if pairs:
         last = training.train_dpo(run, round_, made, pairs)[-1]
         result["dpo"] = told("dpo")
@@ -139,8 +139,8 @@ def fit_generator(run: RunContext, round_: int, alone: bool) -> dict[str, Any]:
         s for s, _ in training.own_shards(run, round_, OWN) if (run.dir.data / "generated" / f"{s}.parquet").exists()
     ]
 
-    def own() -> list[TextPair]:
-        return training.corrected(run, taught, [generation.read_texts(run, shard) for shard in shards])
+    def own() -> training.OwnPairs:
+        return training.judged(run, taught, [generation.read_texts(run, shard) for shard in shards])
 
     result, found = _teach(run, round_, taught, policy_programs(run, taught), own, lambda step: {})
     if found is None:
@@ -164,7 +164,7 @@ def measure(
     found = {}
     for shown in with_code if problems else ():
         mode = "reference" if shown else "question_only"
-        texts = generation.write_texts(run, problems, f"{shard}-{mode}", shown, seed=1)
+        texts = generation.write_texts(run, problems, f"{shard}-{mode}", shown, 1, run.config.tcg.prompts)
         executed = generation.execute(run, problems, texts)
         rows = [executed[p.id] for p in problems]
         known, right = [e.known for e in rows], [e.right for e in rows]
@@ -282,7 +282,7 @@ def make_suites(run: RunContext, round_: int, problems: Sequence[Problem]) -> di
 
         if c.sft_completions and (run.state.get("tcg") or c.generator or not with_code):
             run.serve(current_generator(run), round_)
-            texts = generation.write_texts(run, problems, f"round-{round_}", with_code, seed=2, on_texts=build)
+            texts = generation.write_texts(run, problems, f"round-{round_}", with_code, 2, c.prompts, build)
         else:
             for problem in problems:
                 build(problem.id, [])

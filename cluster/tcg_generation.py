@@ -108,17 +108,19 @@ def write_texts(
     shard: str,
     with_code: bool,
     seed: int,
+    count: int,
     on_texts: Callable[[str, list[str | None]], None] = lambda name, texts: None,
 ) -> Texts:
-    """Texts by the weights that the engines hold, kept in `data/generated/<shard>`. What an earlier process had of the
-    same, by the same weights, is not written again. `on_texts` is told of each problem as soon as its texts are there.
+    """`count` texts of each problem by the weights that the engines hold, kept in `data/generated/<shard>`. What an
+    earlier process had of the same, by the same weights, is not written again. `on_texts` is told of each problem as
+    soon as its texts are there.
     """
     c = run.config.tcg
     assert run.serving is not None
     starts = {p.id: prompt(run, p, with_code) for p in problems}
     made_by = {"weights": fingerprint(run.serving), "seed": [run.config.seed, seed]}
     made_by["prompts_digest"] = hashlib.sha256(json.dumps(sorted(starts.items())).encode()).hexdigest()
-    made_by |= {name: getattr(c, name) for name in ("prompts", "max_tokens", "temperature")}
+    made_by |= {"prompts": count, "max_tokens": c.max_tokens, "temperature": c.temperature}
     whole = run.dir.data / "generated" / f"{shard}.made_by.json"
     if whole.exists() and json.loads(whole.read_text(encoding="utf-8")) == made_by:
         texts = read_texts(run, shard)
@@ -137,7 +139,7 @@ def write_texts(
         if problem.id in kept.texts:
             on_texts(problem.id, kept.texts[problem.id])
     with kept:
-        draw_samples(run, missing, lambda p: [starts[p.id]] * c.prompts, seed, on_samples)
+        draw_samples(run, missing, lambda p: [starts[p.id]] * count, seed, on_samples)
     texts = {p.id: kept.texts[p.id] for p in problems}
     written = [
         GeneratedText(problem_id=name, text=text or "", lost=text is None) for name in texts for text in texts[name]

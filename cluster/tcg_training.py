@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.suite_builder import Material
+from actors.suite_builder import Material, OwnPairs
 from cluster.context import RunContext
 from cluster.tcg_generation import Texts, builder, draw_samples, each, fingerprint, prompt, write_texts
 from learners.adapters import Lora
@@ -85,13 +85,14 @@ def train_sft(run: RunContext, round_: int, model: Path, examples: list[Example]
 
 
 def dpo_pairs(
-    run: RunContext, problems: Sequence[Problem], found: Materials, own: Sequence[TextPair], rng: random.Random
+    run: RunContext, problems: Sequence[Problem], found: Materials, own: OwnPairs, rng: random.Random
 ) -> list[PreferenceExample]:
-    """Preference pairs, none longer than the learner takes: some of the generator's `own` texts (`own_pairs`), the
-    others equally many of each problem."""
+    """Preference pairs, none longer than the learner takes: some of the generator's `own` texts, first those that rank
+    them, the others equally many of each problem."""
     c = run.config.tcg
     by_id = {p.id: p for p in problems}
-    pairs = rng.sample(list(own), min(len(own), int(c.dpo_pairs * c.dpo_own_share)))
+    mine_first = [*rng.sample(own.ranked, len(own.ranked)), *rng.sample(own.corrected, len(own.corrected))]
+    pairs = mine_first[: int(c.dpo_pairs * c.dpo_own_share)]
     left = c.dpo_pairs - len(pairs)
     per_problem = -(-left // max(1, len(problems)))
     others: list[TextPair] = []
@@ -108,13 +109,12 @@ def dpo_pairs(
     return examples
 
 
-def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: str) -> list[TextPair]:
-    """What the generator that the engines hold writes on the problems that it learns from: put right where it is wrong,
-    and its best text of a problem against its worst."""
-    return corrected(
-        run,
-        problems,
-        [write_texts(run, problems, shard, with_code, seed=3) for shard, with_code in own_shards(run, round_, step)],
+def own_pairs(run: RunContext, round_: int, problems: Sequence[Problem], step: str) -> OwnPairs:
+    """From what the generator that the engines hold writes on the problems that it learns from."""
+    count = run.config.tcg.dpo_texts
+    shards = own_shards(run, round_, step)
+    return judged(
+        run, problems, [write_texts(run, problems, shard, with_code, 3, count) for shard, with_code in shards]
     )
 
 
@@ -123,15 +123,16 @@ def own_shards(run: RunContext, round_: int, step: str) -> list[tuple[str, bool]
     return [(f"round-{round_}-{step}-{'code' if shown else 'question'}", shown) for shown in _modes(run)]
 
 
-def corrected(run: RunContext, problems: Sequence[Problem], by_mode: Sequence[Texts]) -> list[TextPair]:
+def judged(run: RunContext, problems: Sequence[Problem], by_mode: Sequence[Texts]) -> OwnPairs:
     """Preference pairs of texts that were written on the problems."""
     maker = builder(run)
 
-    async def one(problem: Problem) -> list[TextPair]:
+    async def one(problem: Problem) -> OwnPairs:
         texts = [text for texts in by_mode for text in texts.get(problem.id, ()) if text is not None]
-        return await maker.corrections(problem, [new_cases(text, problem) for text in texts])
+        return await maker.own_pairs(problem, [new_cases(text, problem) for text in texts])
 
-    return [pair for pairs in asyncio.run(each(one, problems)).values() for pair in pairs]
+    found = asyncio.run(each(one, problems)).values()
+    return OwnPairs([p for one in found for p in one.ranked], [p for one in found for p in one.corrected])
 
 
 def _modes(run: RunContext) -> list[bool]:

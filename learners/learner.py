@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,11 @@ from reasoning.durable import sync
 COLLECTIVE_DEADLINE_S = 300.0
 SNAPSHOT = "engine"
 BUCKET_ELEMENTS = 5e7  # of a gradient bucket; larger ones only pay off over a network
+
+
+Offload = Literal["none", "optimizer", "weights"]
+LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "weights": 3}
+"""The ZeRO stage from which on something can be kept in host memory."""
 
 
 class LearnerError(RuntimeError):
@@ -46,7 +51,9 @@ class LearnerSpec:
     """What to train and how. `zero_stage`: 0-3. `learning_rate` is reached after `warmup_steps` and then constant.
 
     `prior`: what a new value head says of every step, in (0, 1). `lora`: train adapters only (and the head of a value
-    model); None: all weights. `recompute`: activations are made again for the backward pass instead of kept.
+    model; None: all weights. `recompute`: activations are made again for the backward pass instead of kept. `offload`:
+    what stays in host memory and is fetched when it is needed (ZeRO-Offload): nothing, the optimizer's states (stages 1
+    to 3), or the weights too (stage 3).
     """
 
     model: str
@@ -60,10 +67,14 @@ class LearnerSpec:
     prior: float = 0.5
     lora: Lora | None = None
     recompute: bool = False
+    offload: Offload = "none"
 
     def __post_init__(self) -> None:
         if not 0 < self.prior < 1:
             raise ValueError(f"prior: got {self.prior}; use a probability in (0, 1)")
+        if self.zero_stage < LEAST_STAGE[self.offload]:
+            least = LEAST_STAGE[self.offload]
+            raise ValueError(f"zero_stage: got {self.zero_stage}; use {least} or more with offload={self.offload}")
 
 
 @dataclass(slots=True)
@@ -147,6 +158,10 @@ class Learner:
         self.spec, self._steps = spec, 0
 
     def _config(self, spec: LearnerSpec) -> dict[str, Any]:
+        away = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        offload = {"offload_optimizer": away} if spec.offload != "none" else {}
+        if spec.offload == "weights":
+            offload["offload_param"] = away
         return {
             # Micro-batches vary in size; accumulation boundaries are set by hand in `step`.
             "train_micro_batch_size_per_gpu": 1,
@@ -161,7 +176,10 @@ class Learner:
                 "reduce_bucket_size": int(BUCKET_ELEMENTS),
                 "allgather_bucket_size": int(BUCKET_ELEMENTS),
                 "stage3_gather_16bit_weights_on_model_save": True,
+                **offload,
             },
+            # DeepSpeed's own CPU optimizer is compiled on first use; torch's fused one needs no compiler.
+            "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,

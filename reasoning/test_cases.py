@@ -13,6 +13,7 @@ where a function's input is its argument list and its output a Python literal; a
 from __future__ import annotations
 
 import ast
+import itertools
 import random
 import re
 from collections import Counter
@@ -330,23 +331,25 @@ def corrected_pair(
     )
 
 
-def ranked_pair(
+def ranked_pairs(
     problem: Problem, texts: Sequence[Sequence[ParsedCase]], true: Mapping[str, ProblemTest], prompt: str = ""
-) -> TextPair | None:
-    """A DPO pair from texts of the generator itself: that with the most right outputs against that with the fewest, of
-    as many cases as were asked for. It teaches to choose inputs whose outputs the generator knows.
+) -> list[TextPair]:
+    """DPO pairs from texts of the generator itself: that with the most right outputs against that with the fewest, the
+    second best against the second worst, and so on while they differ; no text is in two. Both are as the generator
+    wrote them: pairs teach to choose inputs whose outputs it knows.
 
-    `true`: see `corrected_pair`; what is left out there is no right output here and stands in neither text. None where
-    all are as good, or one of the two has no case left.
+    `true`: see `corrected_pair`; what is left out there is no right output here and stands in neither text. A text
+    without any other case is in no pair.
     """
     told = [found for cases in texts if (found := _against_truth(problem, cases, true))]
-    if not told:
-        return None
-    best, worst = (choose(told, key=lambda cases: sum(one.right for one in cases)) for choose in (max, min))
-    if sum(one.right for one in best) == sum(one.right for one in worst):
-        return None
-    chosen, rejected = (render_cases([one.given for one in t], [one.written for one in t]) for t in (best, worst))
-    return TextPair(problem_id=problem.id, prompt=prompt, chosen=chosen, rejected=rejected)
+    told.sort(key=lambda cases: -sum(one.right for one in cases))
+    pairs = []
+    for best, worst in itertools.islice(zip(told, reversed(told), strict=True), len(told) // 2):
+        if sum(one.right for one in best) == sum(one.right for one in worst):
+            break
+        chosen, rejected = (render_cases([one.given for one in t], [one.written for one in t]) for t in (best, worst))
+        pairs.append(TextPair(problem_id=problem.id, prompt=prompt, chosen=chosen, rejected=rejected))
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -409,7 +409,7 @@ def test_nothing_that_programs_answer_ends_the_building(name):
 
 def test_nothing_is_learnt_from_what_is_held_out():
     doubles = problem("def f(n):\n    return 2 * n\n", tests=(call(1, expected=2), call(3, expected=6)))
-    pairs = do(lambda b: b.corrections(doubles, [[case(3, output=5)], [case(4, output=5)]]))
+    pairs = do(lambda b: b.own_pairs(doubles, [[case(3, output=5)], [case(4, output=5)]])).corrected
     assert [p.rejected for p in pairs] == ["Input:\n4\nOutput:\n5"]
     assert [p.chosen for p in pairs] == ["Input:\n4\nOutput:\n8"]
 
@@ -417,10 +417,12 @@ def test_nothing_is_learnt_from_what_is_held_out():
 def test_the_better_of_two_texts_is_preferred_and_what_is_held_out_makes_neither_better():
     doubles = problem("def f(n):\n    return 2 * n\n", tests=(call(1, expected=2), call(3, expected=6)))
     good, bad, held = [case(5, output=10)], [case(4, output=5)], [case(3, output=6)]
-    put_right, ranked = do(lambda b: b.corrections(doubles, [good, bad, held]))
+    found = do(lambda b: b.own_pairs(doubles, [good, bad, held]))
+    (put_right,), (ranked,) = found.corrected, found.ranked
     assert put_right.rejected == ranked.rejected == "Input:\n4\nOutput:\n5"
     assert ranked.chosen == "Input:\n5\nOutput:\n10"
-    assert len(do(lambda b: b.corrections(doubles, [bad, held]))) == 1
+    found = do(lambda b: b.own_pairs(doubles, [bad, held]))
+    assert found.ranked == [] and len(found.corrected) == 1
 
 
 def test_hard_negatives_are_answers_of_programs_of_the_policy_too():

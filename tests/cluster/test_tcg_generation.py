@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch):
 
 
 def written(run):
-    return tcg_generation.write_texts(run, PROBLEMS, "round-1", True, seed=2)
+    return tcg_generation.write_texts(run, PROBLEMS, "round-1", True, 2, run.config.tcg.prompts)
 
 
 def test_all_texts_are_kept_with_those_that_were_lost(run):
@@ -88,7 +88,7 @@ def test_what_is_whole_is_not_written_again(run):
     whole = written(run)
     run.worker.asked.clear()
     told = {}
-    again = tcg_generation.write_texts(run, PROBLEMS, "round-1", True, seed=2, on_texts=told.__setitem__)
+    again = tcg_generation.write_texts(run, PROBLEMS, "round-1", True, 2, run.config.tcg.prompts, told.__setitem__)
     assert again == told == whole and run.worker.asked == []
     run.config = load("tiny", ["tcg.prompts=2", "tcg.temperature=0.5"])
     written(run)

@@ -21,7 +21,7 @@ from reasoning.test_cases import (
     output_text,
     parse_cases,
     preference_pairs,
-    ranked_pair,
+    ranked_pairs,
     render_cases,
     renderable,
     sft_completions,
@@ -409,9 +409,14 @@ def test_the_better_of_a_generators_own_texts_is_preferred():
         wrote(problem, ("3", "3"), ("4", "8"), ("5", "9")),
         wrote(problem, ("6", "6"), ("99", "99"), ("7", "7")),
     )
-    pair = ranked_pair(problem, [one, none, two], true)
+    (pair,) = ranked_pairs(problem, [one, none, two], true)
     assert pair.chosen == render_cases(["6", "7"], ["6", "7"])  # 99 is no legal input
     assert pair.rejected == render_cases(["1", "2"], ["7", "8"])
-    assert ranked_pair(problem, [one, one], true) is None
-    assert ranked_pair(problem, [two, wrote(problem, ("99", "99")), []], true) is None
-    assert ranked_pair(problem, [], true) is None
+    assert ranked_pairs(problem, [one, one], true) == []
+    assert ranked_pairs(problem, [two, wrote(problem, ("99", "99")), []], true) == []
+    assert ranked_pairs(problem, [], true) == []
+    # Each text is in one pair, and pairs end where both are as good.
+    first, second = ranked_pairs(problem, [none, one, two, one, none], true)
+    assert (first.chosen, second.chosen) == (pair.chosen, render_cases(["3", "4", "5"], ["3", "8", "9"]))
+    assert first.rejected == second.rejected == pair.rejected
+    assert len(ranked_pairs(problem, [one, one, one, none], true)) == 1
