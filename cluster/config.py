@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from learners.memory import LEAST_STAGE, Offload
 from learners.packing import Packing
 from reasoning.advantages import AdvantageName, CreditSettings
 from reasoning.errors import InputError
@@ -56,6 +57,9 @@ class LearnerConfig(_Section):
     )
     recompute: bool = Field(
         default=False, description="make activations again for the backward pass: less memory, a third more time"
+    )
+    offload: Offload = Field(
+        default="none", description="kept in host memory until needed: optimizer states, or weights too (ZeRO stage 3)"
     )
     row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
@@ -322,9 +326,15 @@ def parse(raw: dict[str, Any]) -> RunConfig:
         if field.annotation in (int, float) and isinstance(value := _at(raw, name), bool):
             raise InputError(name, value, _legal(name), "Input should be a number")
     try:
-        return RunConfig.model_validate(raw)
+        config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise _explain(error.errors()[0]) from None
+    least = LEAST_STAGE[config.learner.offload]
+    if config.learner.zero_stage < least:
+        legal = f"{least} to 3" if least < 3 else "3"
+        reason = f"learner.offload={config.learner.offload} needs it"
+        raise InputError("learner.zero_stage", config.learner.zero_stage, legal, reason)
+    return config
 
 
 def _at(raw: Any, name: str) -> Any:

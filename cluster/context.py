@@ -129,7 +129,8 @@ class RunContext:
     def spec(self, model: Path, kind: ModelKind, learning_rate: float) -> LearnerSpec:
         """What a learner is to train, as the configuration says."""
         c = self.config.learner
-        return LearnerSpec(str(model), kind, learning_rate, zero_stage=c.zero_stage, recompute=c.recompute)
+        more = {"zero_stage": c.zero_stage, "recompute": c.recompute, "offload": c.offload}
+        return LearnerSpec(str(model), kind, learning_rate, **more)
 
     def begin_serving(self, sync: WeightSync) -> None:
         """The engines are there, with the weights of the start."""

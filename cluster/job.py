@@ -158,7 +158,10 @@ def check(
     console.print(f"model: {model}", highlight=False, soft_wrap=True, markup=False)
     skip = config.skip_bad_rows
     usable = load_problems(console, lambda on_bad: _check_prompts(config, model, problems, on_bad if skip else None))
-    preflight.require_memory(model, memory)
+    preflight.require_memory(model, memory, config)
+    asked = preflight.learner_need(config, model) if memory.learns else None
+    if asked is not None:
+        console.print(f"learner: about {(asked.device + asked.host) / 1e9:.1f} GB per rank", highlight=False)
     resolve_mode(config.wandb.mode)
     if references:
         usable = load_problems(

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from cluster import memory
-from cluster.config import RunConfig
+from cluster.config import LearnerConfig, RunConfig
 from cluster.driver_log import unlogged
 from cluster.progress import HEARTBEAT_SECONDS, ProgressDisplay
+from learners.memory import Need, need, shape_of
 from reasoning.errors import InputError, MachineError
 from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, row_id, with_held_out
 from reasoning.prompts import ChatEncoder, PolicyPrompts
@@ -39,11 +40,12 @@ CLOSING_S = 30.0
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
     """What all processes of a command take together: `base_gb` and `per_byte` for each byte of weights on disk, and
-    `floor_gb` at least."""
+    `floor_gb` at least. `learns`: with one learner rank of the default settings among them."""
 
     floor_gb: float
     base_gb: float
     per_byte: float
+    learns: bool = True
 
     def gb(self, weights: int) -> float:
         """GB for `weights` bytes of weights."""
@@ -55,9 +57,47 @@ LOOP_MEMORY = MemoryNeed(floor_gb=11.0, base_gb=8.3, per_byte=10.0)
 parameter."""
 
 
-def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY) -> None:
-    """Raises InputError where the run would be killed for memory."""
+def learner_need(config: RunConfig, model: Path) -> Need | None:
+    """What one learner rank needs to train all weights; None for a model whose shape cannot be read."""
+    c = config.learner
+    try:
+        return need(
+            shape_of(model),
+            ranks=c.ranks,
+            zero_stage=c.zero_stage,
+            micro_tokens=max(c.micro_tokens, c.max_tokens),  # one long sequence is a micro-batch too
+            recompute=c.recompute,
+            offload=c.offload,
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def require_device_memory(config: RunConfig, model: Path, free: int) -> None:
+    """Raises InputError where a learner rank needs more than the `free` bytes of its GPU."""
+    asked = learner_need(config, model)
+    if asked is None or asked.device <= free:
+        return
+    ways = "learner.zero_stage=3 with more learner.ranks, learner.recompute=true, a smaller learner.micro_tokens"
+    legal = f"{ways}, or learner.offload=optimizer (or weights)"
+    reason = f"a rank needs about {asked.device / 1e9:.1f} GB for {model.name}"
+    raise InputError("learner.gpus", f"{free / 1e9:.1f} GB free", legal, reason)
+
+
+def _learner_gb(config: RunConfig, model: Path) -> float:
+    """GB of host memory that the learner's ranks take beyond what one rank of the default settings does."""
+    usual = config.model_copy(update={"learner": LearnerConfig()})
+    asked, known = learner_need(config, model), learner_need(usual, model)
+    if asked is None or known is None:
+        return 0.0
+    each = asked.host + (0 if config.learner.gpus else asked.device)
+    return max(0.0, config.learner.ranks * each - known.device) / 1e9
+
+
+def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY, config: RunConfig | None = None) -> None:
+    """Raises InputError where the run would be killed for memory. `config`: of a command that learns."""
     need = memory_need.gb(sum(f.stat().st_size for f in model.glob("*.safetensors")))
+    need += _learner_gb(config, model) if config is not None and memory_need.learns else 0.0
     taken, grouped = memory.available()
     free = taken / 1e9
     if free < need:

@@ -45,7 +45,9 @@ FIXED = (
 def memory_need(config: RunConfig) -> preflight.MemoryNeed:
     """What one engine, the sandboxes, Ray and the driver take together: seen was 4.5 GB with a 135M model and 1 GiB for
     keys and values."""
-    return preflight.MemoryNeed(floor_gb=5.0, base_gb=3.2 + 1.074 * config.engine.kv_cache_gib, per_byte=2.0)
+    return preflight.MemoryNeed(
+        floor_gb=5.0, base_gb=3.2 + 1.074 * config.engine.kv_cache_gib, per_byte=2.0, learns=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

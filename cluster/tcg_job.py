@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def run(request: TcgRequest, console: Console, command: Sequence[str], stop: Sto
             job.require_kind(run_dir, state, request.kind)
         taught, problems = _problems(request, config, state, console)
         run_dir.require_disk(preflight.MIN_DISK_GIB)
-        model, usable = job.check(config, [*taught, *problems], console)
+        memory = dataclasses.replace(preflight.LOOP_MEMORY, learns=request.action == "train")
+        model, usable = job.check(config, [*taught, *problems], console, memory)
         names = {p.id for p in usable}
         taught, problems = ([p for p in some if p.id in names] for some in (taught, problems))
         run_dir = job.begin(run_dir, config, stop, command if new else None, state)

@@ -18,6 +18,7 @@ import psutil
 from actors.sockets import remove_abandoned
 from cluster.config import RunConfig
 from cluster.driver_log import attempt
+from cluster.preflight import require_device_memory
 from reasoning.errors import InputError, MachineError
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,9 @@ class Workers:
 
             c = self.config.learner
             self._learner = LearnerGroup(c.ranks, c.threads, c.gpus)
+            free = self._learner.device_memory()
+            if free is not None:
+                require_device_memory(self.config, self._model, free)
         return self._learner
 
     def start_reward_model(self, checkpoint: Path, pad_id: int) -> None:

@@ -48,6 +48,9 @@ class LearnerRank:
     def join(self, host: str, port: int) -> None:
         self._learner.join(host, port)
 
+    def device_memory(self) -> int | None:
+        return self._learner.device_memory()
+
     def load(self, spec: LearnerSpec, seed: int) -> None:
         self._use_threads()
         self._learner.load(spec, seed)
@@ -132,6 +135,11 @@ class LearnerGroup:
         host = ray.get(self.ranks[0].node_ip.remote(), timeout=START_DEADLINE_S)
         port = ray.get(self.ranks[0].rendezvous.remote(host), timeout=START_DEADLINE_S)
         self._all("join", host, port, deadline=START_DEADLINE_S)
+
+    def device_memory(self) -> int | None:
+        """Bytes that are free on the GPU of the rank with least; None where ranks have none."""
+        free = [one for one in self._all("device_memory", deadline=60) if one is not None]
+        return min(free) if free else None
 
     def load(self, spec: LearnerSpec, seed: int) -> None:
         """Load a model on every rank (see `Learner.load`)."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,17 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learners.adapters import Lora, merged
+from learners.memory import BUCKET_ELEMENTS, LEAST_STAGE, Offload
 from learners.models import ModelKind, load, save_pretrained
 from reasoning.durable import sync
 
 COLLECTIVE_DEADLINE_S = 300.0
 SNAPSHOT = "engine"
-BUCKET_ELEMENTS = 5e7  # of a gradient bucket; larger ones only pay off over a network
-
-
-Offload = Literal["none", "optimizer", "weights"]
-LEAST_STAGE: dict[Offload, int] = {"none": 0, "optimizer": 1, "weights": 3}
-"""The ZeRO stage from which on something can be kept in host memory."""
 
 
 class LearnerError(RuntimeError):
@@ -131,6 +126,10 @@ class Learner:
             timeout=timedelta(seconds=COLLECTIVE_DEADLINE_S),
         )
 
+    def device_memory(self) -> int | None:
+        """Bytes that are free on this rank's GPU; None without one."""
+        return int(torch.cuda.mem_get_info()[0]) if self.device.type == "cuda" else None
+
     # --- life of a model ---
 
     def load(self, spec: LearnerSpec, seed: int) -> None:
@@ -173,8 +172,8 @@ class Learner:
                 "overlap_comm": False,
                 "contiguous_gradients": True,
                 # DeepSpeed allocates a gradient bucket of this many elements at once, 1 GB by default.
-                "reduce_bucket_size": int(BUCKET_ELEMENTS),
-                "allgather_bucket_size": int(BUCKET_ELEMENTS),
+                "reduce_bucket_size": BUCKET_ELEMENTS,
+                "allgather_bucket_size": BUCKET_ELEMENTS,
                 "stage3_gather_16bit_weights_on_model_save": True,
                 **offload,
             },

@@ -18,10 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from learners.adapters import Lora, inject
 from learners.batches import ROUNDING
+from learners.memory import HEAD_ROWS
 
 ModelKind = Literal["policy", "value"]
-HEAD_ROWS = 256
-"""Positions whose logits are in memory together."""
 
 
 class PolicyModel(nn.Module):

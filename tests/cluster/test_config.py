@@ -135,6 +135,13 @@ def test_out_of_range(override, legal):
     assert str(error).startswith(f"{name}: got {yaml.safe_load(value)!r}")
 
 
+@pytest.mark.parametrize("offload, stage", [("optimizer", 0), ("weights", 2)])
+def test_offload_needs_a_zero_stage(offload, stage):
+    error = refused(f"learner.offload={offload}", f"learner.zero_stage={stage}")
+    assert (error.field, error.value) == ("learner.zero_stage", stage) and f"learner.offload={offload}" in str(error)
+    assert load("tiny", [f"learner.offload={offload}", "learner.zero_stage=3"]).learner.offload == offload
+
+
 @pytest.mark.parametrize("override", ["search.samples", "=3", "", "search.samples.more=1"])
 def test_what_is_no_override(override):
     error = refused(override)

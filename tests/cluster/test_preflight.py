@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import threading
 from types import SimpleNamespace
 
@@ -16,7 +17,14 @@ from rich.console import Console
 
 from cluster import memory, preflight
 from cluster.config import load
-from cluster.preflight import check_references, load_problems, require_memory, require_room
+from cluster.preflight import (
+    check_references,
+    learner_need,
+    load_problems,
+    require_device_memory,
+    require_memory,
+    require_room,
+)
 from cluster.stop import Interrupted, interruptible
 from reasoning.errors import InputError, MachineError
 from sandbox import LocalPool
@@ -269,6 +277,17 @@ def test_a_control_group_may_leave_less_than_the_machine(monkeypatch, tmp_path):
         require_memory(tmp_path)
 
 
+@pytest.fixture
+def tiny_shape(tmp_path):
+    """A model directory that says it has 135M parameters, and holds none."""
+    shape = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    shape |= {"num_key_value_heads": 3, "vocab_size": 49152}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [135_000_000], "data_offsets": [0, 270_000_000]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return tmp_path
+
+
 def test_a_large_model_needs_more_memory(monkeypatch, tmp_path):
     weights = tmp_path / "model.safetensors"
     with open(weights, "wb") as file:
@@ -276,6 +295,32 @@ def test_a_large_model_needs_more_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=20e9))
     with pytest.raises(InputError, match=r"20.0 GB free.*use a machine with 28 GB of free memory"):
         require_memory(tmp_path)
+
+
+def test_more_ranks_and_longer_sequences_need_more_memory(monkeypatch, tiny_shape):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=11.1e9))
+    require_memory(tiny_shape, config=load("tiny"))
+    for override in ("learner.ranks=4", "learner.max_tokens=8192"):
+        with pytest.raises(InputError, match=r"11\.1 GB free"):
+            require_memory(tiny_shape, config=load("tiny", [override]))
+        # A command that does not learn takes none of it.
+        require_memory(tiny_shape, preflight.MemoryNeed(11, 1, 0, learns=False), load("tiny", [override]))
+    # On GPUs the host has none of it.
+    require_memory(tiny_shape, config=load("tiny", ["learner.ranks=4", "learner.gpus=1"]))
+
+
+def test_a_gpu_that_is_too_small_is_refused_with_what_helps(tiny_shape):
+    made = load("tiny", ["learner.gpus=1"])
+    need = learner_need(made, tiny_shape).device
+    require_device_memory(made, tiny_shape, need)
+    with pytest.raises(InputError, match=r"learner.gpus: got '\d\.\d GB free'.*learner.offload=optimizer"):
+        require_device_memory(made, tiny_shape, need - 1)
+    require_device_memory(load("tiny", ["learner.gpus=1", "learner.offload=optimizer"]), tiny_shape, need - 1)
+
+
+def test_a_model_of_unknown_shape_is_not_refused_for_it(tmp_path):
+    assert learner_need(load("tiny"), tmp_path) is None
+    require_device_memory(load("tiny"), tmp_path, 0)
 
 
 def test_a_question_that_leaves_the_engine_no_room_is_named(problem_file):

@@ -65,6 +65,14 @@ def test_ranks_and_stages_train_like_plain_torch(local_ray, tiny, tmp_path, worl
     assert_same_weights(weights, expected, 2e-4)
 
 
+@pytest.mark.parametrize(("world", "zero", "offload"), [(2, 1, "optimizer"), (1, 2, "optimizer"), (2, 3, "weights")])
+def test_what_is_kept_in_host_memory_trains_the_same(local_ray, tiny, tmp_path, world, zero, offload):
+    losses, weights = train(tiny, world, zero, tmp_path, offload=offload)
+    expected_losses, expected = by_hand(tiny)
+    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert_same_weights(weights, expected, 2e-4)
+
+
 def test_ranks_may_have_different_amounts_to_say(local_ray, tiny, tmp_path):
     """One rank's outputs come in several parts, the other's in one: ZeRO-3 must fetch the head as often on both."""
     from learners.batches import Example
