@@ -8,7 +8,10 @@
 Both sides run in processes of their own and take turns, one optimizer step each, so that a busy moment of the machine
 meets both; medians over the steps after the first. Tokens are those of the items, shared ones in every sequence.
 `NAME_vs_trl`: tokens/s over those of the fastest of TRL's ways (padded or packed, bf16 weights or fp32 with autocast).
-`memory_vs_trl`: the largest peak of ours over TRL's smallest, per task, worst task. `two_ranks`: tokens/s of two ranks
+`memory_vs_trl`: our peak over TRL's with the same precision, fp32 weights that the optimizer works on and bf16 where
+the model computes, of the worst task; `memory_vs_bf16`: over the smallest of TRL's with bf16 weights alone, which loses
+updates smaller than a 256th of a weight. `computed_vs_ideal`: tokens that are computed, padding included, over those
+that differ in what stands before them. `two_ranks`: tokens/s of two ranks
 of one thread over those of one rank of one thread. `parity`: largest difference of the loss over 50 steps in fp32.
 """
 
@@ -177,11 +180,28 @@ def token_count(items: Items) -> int:
     return sum(one) + sum(two)
 
 
+def sequences_of(item: dict[str, Any]) -> list[list[int]]:
+    """Of an item: one, or the two of a pair."""
+    return [item["prompt"] + item[name] for name in ("completion", "chosen", "rejected") if name in item]
+
+
+def computed_tokens(items: Items, options: dict[str, Any]) -> int:
+    """Of all micro-batches that our learner makes of the items, padding included."""
+    from learners.loop import FitSettings, as_batch, groups
+
+    settings = FitSettings(batch_size=len(items), **options)
+    found = 0
+    for group in groups(items, sequences_of, settings):
+        every = [(ids, row) for item, row in zip(group.items, group.rows, strict=True) for ids in sequences_of(item)]
+        batch = as_batch([ids for ids, _ in every], [[0]] * len(every), [row for _, row in every], settings)
+        found += batch.token_ids.numel()
+    return found
+
+
 def ideal_tokens(items: Items) -> int:
     """Of all sequences, every shared beginning once: what has to be computed."""
-    sequences = [i["prompt"] + i[n] for i in items for n in ("completion", "chosen", "rejected") if n in i]
     ends: dict[tuple[int, int], int] = {}
-    for ids in sequences:
+    for ids in (ids for item in items for ids in sequences_of(item)):
         node = 0
         for token in ids:
             node = ends.setdefault((node, token), len(ends) + 1)
@@ -230,8 +250,11 @@ def compared(task: str, items: Items, model: Path, steps: int, quick: bool) -> d
         }
     best = max(result[name]["tokens_per_s"] for name in peers)
     result["vs_trl"] = round(result["ours_tree"]["tokens_per_s"] / best, 3)
-    least = min(result[name]["peak_mb"] for name in peers)
-    result["memory_vs_trl"] = round(result["ours_tree"]["peak_mb"] / least, 3)
+    for ratio, mixed in (("memory_vs_trl", True), ("memory_vs_bf16", False)):
+        peaks = [result[name]["peak_mb"] for name, options in peers.items() if bool(options.get("mixed")) == mixed]
+        result[ratio] = round(result["ours_tree"]["peak_mb"] / min(peaks), 3) if peaks else None
+    for name, options in own.items():
+        result[name]["computed_vs_ideal"] = round(computed_tokens(items, options) / result["ideal_tokens"], 3)
     return result
 
 
@@ -308,7 +331,8 @@ def main() -> int:
         say("parity")
         found["parity"] = parity(sorted(texts.sft(16), key=lambda i: len(i["completion"]))[:3], model, PARITY_STEPS)
         ratios |= {f"{name}_vs_trl": found[name]["vs_trl"] for name in ("dpo", "grpo", "tree")}
-        ratios["memory_vs_trl"] = max(found[name]["memory_vs_trl"] for name in PEERS)
+        for ratio in ("memory_vs_trl", "memory_vs_bf16"):
+            ratios[ratio] = max(found[name][ratio] for name in PEERS)
         ratios["two_ranks"] = found["two_ranks"]["speedup"]
     whole = {"machine": machine(), "model": MODEL, "ratios": ratios, **found}
     whole["seconds"] = round(time.monotonic() - started, 1)

@@ -14,6 +14,8 @@ from typing import Literal, TypeVar
 Packing = Literal["padded", "packed", "tree"]
 """A row for each sequence; rows of several; rows of several in which equal beginnings stand once."""
 T = TypeVar("T")
+SLACK = (1.03, 1.1, 1.25)
+"""Budgets of a row that are tried, times the tokens that each had if all had as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,24 @@ def rows(
     over the budget stands alone.
 
     With `shared`, those with equal beginnings come together. Without, longest first into the fullest row that has room
-    (best fit decreasing).
+    (best fit decreasing). There are as few rows as that gives, and their tokens are spread over them: all rows of a
+    micro-batch are as wide as the widest.
     """
-    if shared:
-        return _neighbours(items, sequences_of, most)
+    fill = _neighbours if shared else _best_fit
+    filled = fill(items, sequences_of, most)
+    least = max(-(-sum(size for _, size in filled) // max(1, len(filled))), 1)
+    for slack in SLACK if len(filled) > 1 else ():
+        if (budget := int(slack * least)) >= most:
+            break
+        level = fill(items, sequences_of, budget)
+        if len(level) <= len(filled):
+            return level
+    return filled
+
+
+def _best_fit(
+    items: Sequence[T], sequences_of: Callable[[T], Sequence[Sequence[int]]], most: int
+) -> list[tuple[list[T], int]]:
     filled: list[tuple[list[T], int]] = []
     for size, item in sorted(((sum(map(len, sequences_of(i))), i) for i in items), key=lambda one: -one[0]):
         fits = [n for n, (_, taken) in enumerate(filled) if taken + size <= most]

@@ -46,6 +46,16 @@ def test_groups_keep_every_item_and_their_rows_the_budget(given_, shared, most):
         assert group and (size <= most or len(group) == 1)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_tokens_are_spread_over_the_rows(shared):
+    # 12 sequences of 10 are two rows of 100: of 60 each, not of 100 and 20.
+    items = [[n, *range(20, 29)] for n in range(12)]
+    groups = rows(items, lambda item: [item], 100, shared)
+    assert [size for _, size in groups] == [60, 60]
+    # What cannot be split stays.
+    assert sorted(size for _, size in rows([[1] * 90, [2] * 30], lambda item: [item], 100, shared)) == [30, 90]
+
+
 @given(sequences)
 def test_a_row_takes_no_more_than_it_may(given_):
     row = Row()
