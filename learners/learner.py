@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learners.adapters import Lora, merged
-from learners.memory import BUCKET_ELEMENTS, LEAST_STAGE, Offload
+from learners.memory import BUCKET_ELEMENTS, LEAST_STAGE, STEP_ELEMENTS, STEP_PARTS, Offload
 from learners.models import ModelKind, load, save_pretrained
 from reasoning.durable import sync
 
@@ -92,6 +92,34 @@ def _free_store(host: str, world: int, port: int | None) -> dist.TCPStore:
     return dist.TCPStore(host, port, world, is_master=False, timeout=timeout)
 
 
+def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, for the optimizer: matrices and the rest, in parts. DeepSpeed steps one part after the other,
+    and what it takes for one while it does (`memory.STEP_BYTES` of a parameter) is free again for the next."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    most = max(STEP_ELEMENTS, sum(_elements(p) for p in trained) // STEP_PARTS)
+    groups: list[dict[str, Any]] = []
+    for decay, some in ((weight_decay, [p for p in trained if p.ndim > 1]), (0.0, [p for p in trained if p.ndim <= 1])):
+        room = 0
+        for p in some:
+            if room < _elements(p) or not groups or groups[-1]["weight_decay"] != decay:
+                groups.append({"params": [], "weight_decay": decay})
+                room = most
+            groups[-1]["params"].append(p)
+            room -= _elements(p)
+    return groups
+
+
+def _give_back() -> None:
+    """Memory that is free but not the system's: the allocator keeps what was once needed, and others need it more."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _elements(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 a part is here
+
+
 class Learner:
     """One DeepSpeed rank. Create on every rank, `rendezvous` on rank 0 first, then `join` on all, then `load`."""
 
@@ -143,18 +171,18 @@ class Learner:
         torch.manual_seed(seed)
         module = load(Path(spec.model), spec.kind, getattr(torch, spec.dtype), spec.prior, spec.lora)
         module.train()
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()  # the file that it is mapped from would stay in memory as a whole
         if spec.recompute:
             module.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        decay = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=spec.learning_rate, betas=(0.9, 0.95), fused=True
+            _parameter_groups(module, spec.weight_decay), lr=spec.learning_rate, betas=(0.9, 0.95), fused=True
         )
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._config(spec), dist_init_required=False
         )
         self.spec, self._steps = spec, 0
+        _give_back()
 
     def _config(self, spec: LearnerSpec) -> dict[str, Any]:
         away = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
@@ -174,6 +202,7 @@ class Learner:
                 # DeepSpeed allocates a gradient bucket of this many elements at once, 1 GB by default.
                 "reduce_bucket_size": BUCKET_ELEMENTS,
                 "allgather_bucket_size": BUCKET_ELEMENTS,
+                "sub_group_size": BUCKET_ELEMENTS,
                 "stage3_gather_16bit_weights_on_model_save": True,
                 **offload,
             },
@@ -190,10 +219,7 @@ class Learner:
             self._engine.destroy()
             self._engine = None
         self.spec = None
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it
-            # The allocator keeps what a large batch once needed; other actors of the node need it more.
-            ctypes.CDLL(None).malloc_trim(0)
+        _give_back()
 
     @property
     def model(self) -> Any:
@@ -289,7 +315,7 @@ class Learner:
         size = 2 if self.spec.dtype == "bfloat16" else 4
         count = {True: 0, False: 0}
         for p in self._engine.module.parameters():
-            count[p.requires_grad] += int(getattr(p, "ds_numel", p.numel()))  # under ZeRO-3 a part is here
+            count[p.requires_grad] += _elements(p)
         return size * count[False] + (size + 12) * count[True]
 
     def restore(self, folder: Path, steps: int) -> None:

@@ -24,6 +24,8 @@ HEAD_COPIES = 4
 """Of these logits, in fp32, with their gradients."""
 ADAM_BYTES = 12
 """Of a trained parameter: its fp32 copy and two moments."""
+STEP_ELEMENTS, STEP_PARTS = 20_000_000, 16
+"""The optimizer steps for that many parameters at a time, or for that part of all, whichever is more."""
 STEP_BYTES = 8
 """And what the optimizer takes for it while it steps: its gradient in fp32, and copies."""
 
@@ -104,7 +106,8 @@ def need(
     optimizer = ADAM_BYTES * trained // parts
     buckets = 2 * size * min(BUCKET_ELEMENTS, trained)
     gathered = size * _largest(shape) if zero_stage == 3 else 0
-    stepping = STEP_BYTES * trained // parts
+    together = max(STEP_ELEMENTS, trained // STEP_PARTS, shape.vocabulary * shape.hidden)
+    stepping = STEP_BYTES * min(together, trained) // parts
     logits = HEAD_COPIES * 4 * min(HEAD_ROWS, micro_tokens) * shape.vocabulary
     activations = micro_tokens * _token_bytes(shape, size, recompute) + logits + gathered
     host = 0

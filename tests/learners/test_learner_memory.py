@@ -45,7 +45,7 @@ def test_model_states_are_those_of_zero():
 def test_what_is_kept_in_host_memory_leaves_the_device():
     plain, half, away = (need(BILLION, zero_stage=3, offload=what) for what in ("none", "optimizer", "weights"))
     assert plain.host == 0 and away.device < half.device < plain.device
-    assert away.host == plain.states - BUCKETS + 8 * GB
+    assert away.host == plain.states - BUCKETS + 8 * 32000 * 2048  # the optimizer steps there, for a part at a time
     assert away.host - half.host == 2 * GB
 
 
