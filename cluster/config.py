@@ -231,6 +231,8 @@ class EvalConfig(_Section):
     temperature: float = Field(default=0.6, gt=0, le=2)
     greedy: bool = True
     problems: int = Field(default=16, ge=1, description="held-out problems at most")
+    train_problems: int = Field(default=0, ge=0, description="training problems that are measured too")
+    after_sft: bool = Field(default=False, description="measure the policy between its SFT and its RL too")
     rollback: float = Field(
         default=0.2, ge=0, le=1, description="go back to the best policy where pass@1 is lower by more; 1: never"
     )

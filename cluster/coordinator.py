@@ -31,7 +31,7 @@ ROUND: tuple[tuple[str, Stage], ...] = (
     ("new_data", new_data),  # 6. D <- D + D' with the updated policy
 )
 ESTIMATES = {"eval before": 75, "tcg": 90, "suites": 60, "search": 240, "policy_sft": 180, "prm": 60, "policy_rl": 170}
-ESTIMATES |= {"new_data": 90, "eval after": 75, "start": 30}
+ESTIMATES |= {"eval sft": 75, "new_data": 90, "eval after": 75, "start": 30}
 MODELS = ("policy", "shots", "reference", "prm", "critic", "tcg_sft", "tcg")
 """Keys of the state that name the checkpoints in use, and how the policy is prompted."""
 PROBE_SEQUENCES = 4
@@ -50,21 +50,29 @@ class Coordinator:
         has got better for long enough."""
         self.stage("eval before", 0, lambda run, round_: evaluate(run, round_, "before"))
         for round_ in range(1, self.run.config.rounds + 1):
-            for name, work in ROUND:
+            for name, work in self.round():
                 self.stage(name, round_, work)
-            self.stage("eval after", round_, lambda run, r: evaluate(run, r, f"after-round-{r}"))
             if self._settle(round_):
                 self.run.display.message(
                     f"no gain on held-out problems in {self.run.config.patience} rounds: that is it"
                 )
                 return
 
+    def round(self) -> list[tuple[str, Stage]]:
+        """The stages of a round, with the evaluations that the configuration asks for."""
+        stages: list[tuple[str, Stage]] = []
+        for name, work in ROUND:
+            stages.append((name, work))
+            if name == "policy_sft" and self.run.config.eval.after_sft:
+                stages.append(("eval sft", lambda run, r: evaluate(run, r, f"sft-round-{r}")))
+        return [*stages, ("eval after", lambda run, r: evaluate(run, r, f"after-round-{r}"))]
+
     def names(self) -> list[str]:
         """The stages as they are shown."""
         rounds = self.run.config.rounds
         shown = ["start", "eval before"]
         for round_ in range(1, rounds + 1):
-            shown += [self.label(name, round_) for name, _ in ROUND] + [self.label("eval after", round_)]
+            shown += [self.label(name, round_) for name, _ in self.round()]
         return shown
 
     def stage(self, name: str, round_: int, work: Stage) -> None:

@@ -109,6 +109,24 @@ def train(monkeypatch):
     return go
 
 
+def test_the_policy_is_measured_between_sft_and_rl_where_it_is_asked_for(monkeypatch):
+    done = []
+    noted = [(name, lambda *_, name=name: done.append(name) or {}) for name in ("policy_sft", "policy_rl")]
+    monkeypatch.setattr("cluster.coordinator.ROUND", tuple(noted))
+    measured = {"pass_at_1": 0.5, "policy": "", "shots": 0}
+    monkeypatch.setattr("cluster.coordinator.evaluate", lambda context, round_, name: done.append(name) or measured)
+    for asked, extra in ((True, ["sft-round-1"]), (False, [])):
+        done.clear()
+        context = run({"shots": 0})
+        context.config = SimpleNamespace(
+            rounds=1, patience=0, eval=SimpleNamespace(rollback=1.0, after_sft=asked), seed=0
+        )
+        coordinator = Coordinator(context)
+        coordinator.go()
+        assert done == ["before", "policy_sft", *extra, "policy_rl", "after-round-1"]
+        assert len(coordinator.names()) == len(done) + 1
+
+
 def test_the_best_policy_is_remembered_and_small_losses_are_gone_on_from(train):
     context = train([0.1, 0.3, 0.2, 0.25], 3)
     assert context.state["best"]["policy"] == "checkpoints/policy-round-1"
