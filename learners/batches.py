@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from learners import packing
+from reasoning.records import StepPair
 
 T = TypeVar("T")
 ROUNDING = 64
@@ -67,6 +68,29 @@ class Batch:
     def sums(self, values: Tensor, count: int) -> Tensor:
         """(count,) sums of (N,) values over each sequence."""
         return torch.zeros(count, dtype=values.dtype).index_add(0, self.owners, values)
+
+
+def require_learnable(items: Sequence[Any], vocabulary: int) -> None:
+    """Raises ValueError where there is nothing, or something that a model of so many tokens cannot read: what another
+    tokenizer wrote, most likely. `items`: token ids, or what holds them, one sequence or the two of a pair."""
+    if not items:
+        raise ValueError("data: got nothing; use at least one sequence")
+    for number, item in enumerate(items, start=1):
+        for ids in _sequences(item):
+            if not ids:
+                raise ValueError(f"data: item {number} has no tokens; use sequences of one at least")
+            if not 0 <= min(ids) <= max(ids) < vocabulary:
+                wrong = next(i for i in ids if not 0 <= i < vocabulary)
+                legal = f"use 0 to {vocabulary - 1}, the tokens of this model: was another tokenizer used?"
+                raise ValueError(f"data: item {number} holds token {wrong}; {legal}")
+
+
+def _sequences(item: Any) -> list[Sequence[int]]:
+    if isinstance(item, PreferenceExample):
+        return [item.chosen.token_ids, item.rejected.token_ids]
+    if isinstance(item, StepPair):
+        return [item.prefix_ids + item.chosen_ids, item.prefix_ids + item.rejected_ids]
+    return [getattr(item, "token_ids", item)]
 
 
 def predicted(mask: Sequence[int]) -> list[int]:

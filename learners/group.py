@@ -13,6 +13,7 @@ import ray
 import torch
 
 from learners import training
+from learners.batches import require_learnable
 from learners.learner import Learner, LearnerError, LearnerSpec
 from learners.loop import FitSettings
 from learners.replay import set_aside
@@ -58,8 +59,11 @@ class LearnerRank:
     def fit(
         self, objective: str, data: Sequence[Any], settings: FitSettings, **options: float
     ) -> list[dict[str, float]]:
-        """Run one of `sft`, `dpo`, `prm`, `prm_pairs`, `rl`; returns the rows of metrics, one per optimizer step."""
+        """Run one of `sft`, `dpo`, `prm`, `prm_pairs`, `rl`; returns the rows of metrics, one per optimizer step.
+
+        Raises ValueError for data that the model cannot learn from."""
         self._use_threads()
+        require_learnable(data, self._learner.vocabulary)
         self._rows = []
         run: Callable[..., list[dict[str, float]]] = getattr(training, objective)
         try:
@@ -75,18 +79,22 @@ class LearnerRank:
 
     def step_scores(self, labels: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
+        require_learnable(labels, self._learner.vocabulary)
         return training.step_scores(self._learner, labels, settings)
 
     def completion_logprobs(self, examples: Sequence[Any], settings: FitSettings) -> list[float]:
         self._use_threads()
+        require_learnable(examples, self._learner.vocabulary)
         return training.completion_logprobs(self._learner, examples, settings)
 
     def token_logprobs(self, trajectories: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
+        require_learnable(trajectories, self._learner.vocabulary)
         return training.token_logprobs(self._learner, trajectories, settings)
 
     def sequence_logprobs(self, sequences: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
+        require_learnable(sequences, self._learner.vocabulary)
         return training.sequence_logprobs(self._learner, sequences, settings)
 
     def progress(self, after: int) -> list[dict[str, float]]:

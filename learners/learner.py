@@ -228,6 +228,11 @@ class Learner:
             raise LearnerError("no model is loaded")
         return self._engine
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.model.module.lm.get_input_embeddings().num_embeddings)
+
     # --- training ---
 
     def step(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sandbox import Case, Verdict
 
@@ -209,15 +209,24 @@ class Path(Record):
 class StepLabel(Record):
     """A training target of the PRM: the value of the state after the last step of `token_ids`.
 
-    `ends`: positions in `token_ids` of the last token of each step; `targets`, `weights`: one per end, `weights` 0
-    where nothing is known.
+    `ends`: positions in `token_ids` of the last token of each step; `targets`, `weights`: one per end, targets in
+    [0, 1], `weights` 0 where nothing is known.
     """
 
     problem_id: str
     token_ids: tuple[int, ...]
     ends: tuple[int, ...]
-    targets: tuple[float, ...]
-    weights: tuple[float, ...]
+    targets: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    weights: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> StepLabel:
+        if not len(self.ends) == len(self.targets) == len(self.weights):
+            counts = f"{len(self.ends)} ends, {len(self.targets)} targets, {len(self.weights)} weights"
+            raise ValueError(f"got {counts}; use as many of each")
+        if any(not 0 <= end < len(self.token_ids) for end in self.ends):
+            raise ValueError(f"ends: got {self.ends}; use positions below {len(self.token_ids)}")
+        return self
 
 
 class StepPair(Record):

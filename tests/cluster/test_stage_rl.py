@@ -109,6 +109,20 @@ def test_steps_of_search_are_preferred_to_their_siblings(run, monkeypatch):
     assert pair.chosen.loss_mask == pair.rejected.loss_mask == (0, 0, 0, 1, 1)
 
 
+@pytest.mark.parametrize("algorithm", ["policy_gradient", "dpo"])
+def test_paths_over_the_limit_are_left_out_and_counted(run, algorithm):
+    made = run(algorithm=algorithm, sibling_pairs=0)
+    learn = {"policy_gradient": stage_rl._by_gradient, "dpo": stage_rl._by_preference}[algorithm]
+    longest = made.config.learner.max_tokens
+    huge = PATHS[1].model_copy(update={"prompt_ids": (1,) * longest})
+    others = [PATHS[0], PATHS[2], path("r", 4, 1.0), path("r", 5, 0.1)]
+    result = learn(made, 1, [*others, huge])
+    ((_, data, _, _),) = made.fits
+    assert result["too_long"] == 1
+    texts = [[x.chosen, x.rejected] if algorithm == "dpo" else [x] for x in data]
+    assert texts and all(len(text.token_ids) <= longest for some in texts for text in some)
+
+
 def test_without_a_pair_there_is_nothing_to_prefer(run):
     made = run(algorithm="dpo", sibling_pairs=0)
     assert "among 2" in stage_rl._by_preference(made, 1, PATHS[1:3])["skipped"] and not made.fits

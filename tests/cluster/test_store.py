@@ -28,12 +28,11 @@ per_test = settings(max_examples=25, deadline=None, suppress_health_check=[Healt
 
 @st.composite
 def labels(draw):
-    n = draw(st.integers(0, 4))
+    tokens = draw(ids)
+    n = draw(st.integers(0, 4)) if tokens else 0
     per_end = st.lists(unit, min_size=n, max_size=n).map(tuple)
-    ends = tuple(draw(st.lists(st.integers(0, 50), min_size=n, max_size=n)))
-    return StepLabel(
-        problem_id=draw(text), token_ids=draw(ids), ends=ends, targets=draw(per_end), weights=draw(per_end)
-    )
+    ends = tuple(draw(st.lists(st.integers(0, max(0, len(tokens) - 1)), min_size=n, max_size=n)))
+    return StepLabel(problem_id=draw(text), token_ids=tokens, ends=ends, targets=draw(per_end), weights=draw(per_end))
 
 
 positive = st.floats(0, 1, exclude_min=True)

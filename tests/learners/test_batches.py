@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batches import ROUNDING, micro_batches, optimizer_batches, pack, pad, padded_length, predicted
+from learners.batches import (
+    ROUNDING,
+    Example,
+    PreferenceExample,
+    micro_batches,
+    optimizer_batches,
+    pack,
+    pad,
+    padded_length,
+    predicted,
+    require_learnable,
+)
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
@@ -67,3 +79,20 @@ def test_padding_is_attended_to_by_nobody():
     # 5 6 7 and, after the same 5, 8; then padding.
     assert [row.nonzero()[:, 0].tolist() for row in allowed[:6]] == [[0], [0, 1], [0, 1, 2], [0, 3], [4], [5]]
     assert packed.positions[0, :4].tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "items, says",
+    [
+        ([], "got nothing"),
+        ([[1, 2], []], "item 2 has no tokens"),
+        ([[1, 9], [10]], r"item 2 holds token 10; use 0 to 9.*another tokenizer"),
+        ([[1, -1]], "item 1 holds token -1"),
+        ([Example((1, 10), (0, 1))], "item 1 holds token 10"),
+        ([PreferenceExample(Example((1, 2), (0, 1)), Example((1, 11), (0, 1)))], "token 11"),
+    ],
+)
+def test_what_a_model_cannot_learn_from(items, says):
+    with pytest.raises(ValueError, match=says):
+        require_learnable(items, 10)
+    require_learnable([[0, 9], Example((1, 2), (0, 1))], 10)

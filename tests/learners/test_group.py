@@ -73,6 +73,30 @@ def test_what_is_kept_in_host_memory_trains_the_same(local_ray, tiny, tmp_path, 
     assert_same_weights(weights, expected, 2e-4)
 
 
+def test_what_the_model_cannot_learn_from_is_refused(local_ray, tiny, tmp_path):
+    import ray
+    from made_learning import VOCABULARY
+
+    from learners.batches import Example
+    from learners.group import LearnerGroup
+
+    group = LearnerGroup(1, 1)
+    try:
+        group.load(spec(tiny), seed=0)
+        foreign = [*examples()[:2], Example((1, VOCABULARY, 2), (0, 1, 1))]
+        says = f"item 3 holds token {VOCABULARY}.*another tokenizer"
+        with pytest.raises(ray.exceptions.RayTaskError, match=says):
+            group.fit("sft", foreign, settings(), 120, print)
+        with pytest.raises(ray.exceptions.RayTaskError, match="got nothing"):
+            group.fit("sft", [], settings(), 120, print)
+        with pytest.raises(ray.exceptions.RayTaskError, match=says):
+            group.completion_logprobs(foreign, settings(), 120)
+        # The rank goes on.
+        assert group.fit("sft", examples(), settings(), 120, lambda row: None)
+    finally:
+        group.close()
+
+
 def test_ranks_may_have_different_amounts_to_say(local_ray, tiny, tmp_path):
     """One rank's outputs come in several parts, the other's in one: ZeRO-3 must fetch the head as often on both."""
     from learners.batches import Example

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_paths import path, step
+from pydantic import ValidationError
 
 from reasoning.labels import (
     hard_label,
@@ -15,7 +16,7 @@ from reasoning.labels import (
     solved_paths,
     step_labels,
 )
-from reasoning.records import Action
+from reasoning.records import Action, StepLabel
 
 DEFINE, REFINE, CODE = Action.DEFINE, Action.REFINE, Action.CODE
 
@@ -174,3 +175,27 @@ def test_the_mean_target_is_weighted():
     (label,) = step_labels([path(steps=steps)])
     assert mean_target([label]) == pytest.approx((0.5 / 9 * 1 + 0.75 * 0.125) / 1.125)
     assert mean_target([]) == 0.5
+
+
+GOOD = {"problem_id": "p", "token_ids": (1, 2, 3), "ends": (0, 2), "targets": (0.0, 1.0), "weights": (1.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("targets", (0.5, 1.1)),
+        ("targets", (-0.1, 0.5)),
+        ("targets", (0.5, float("nan"))),
+        ("targets", (0.5,)),
+        ("weights", (1.0, -1.0)),
+        ("weights", (1.0, float("inf"))),
+        ("weights", ()),
+        ("ends", (0, 3)),
+        ("ends", (-1, 2)),
+        ("ends", (0,)),
+    ],
+)
+def test_a_label_that_can_be_none_is_refused(field, value):
+    assert StepLabel(**GOOD)
+    with pytest.raises(ValidationError):
+        StepLabel(**{**GOOD, field: value})
