@@ -93,20 +93,20 @@ class TcgConfig(_Section):
     sft_epochs: int = Field(default=1, ge=0, le=100, description="0: DPO begins with the generator as it is")
     dpo_pairs: int = Field(default=24, ge=0, le=100_000, description="preference pairs; 0 skips DPO")
     dpo_own_share: float = Field(
-        default=0.5, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"
+        default=0.8, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"
     )
     dpo_texts: int = Field(
         default=1, ge=1, le=256, description="that it writes for those, of a problem with and without the reference"
     )
     beta: float = Field(default=0.1, gt=0, le=10)
-    dpo_sft_weight: float = Field(default=0.0, ge=0, le=100, description="of the chosen text's likelihood in the loss")
+    dpo_sft_weight: float = Field(default=0.2, ge=0, le=100, description="of the chosen text's likelihood in the loss")
     dpo_most_drop: float = Field(
         default=0.5, gt=0, le=100, description="DPO ends early where chosen texts lose more, nats per token"
     )
     lora_rank: int = Field(default=0, ge=0, le=1024, description="of adapters on all projections; 0: train all weights")
     lora_alpha: float = Field(default=16, gt=0, le=4096, description="adapters count alpha / rank")
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)
-    dpo_learning_rate: float = Field(default=5e-6, gt=0, lt=1)
+    dpo_learning_rate: float = Field(default=2e-5, gt=0, lt=1)
     batch_size: int = Field(default=8, ge=1)
     generator: str = Field(default="", description="directory of a trained generator to begin with; empty: the model")
     mode: Literal["reference", "question_only"] = Field(
