@@ -70,11 +70,9 @@ class Batch:
         return torch.zeros(count, dtype=values.dtype).index_add(0, self.owners, values)
 
 
-def require_learnable(items: Sequence[Any], vocabulary: int) -> None:
-    """Raises ValueError where there is nothing, or something that a model of so many tokens cannot read: what another
-    tokenizer wrote, most likely. `items`: token ids, or what holds them, one sequence or the two of a pair."""
-    if not items:
-        raise ValueError("data: got nothing; use at least one sequence")
+def require_readable(items: Sequence[Any], vocabulary: int) -> None:
+    """Raises ValueError where a model of so many tokens cannot read something: what another tokenizer wrote, most
+    likely. `items`: token ids, or what holds them, one sequence or the two of a pair."""
     for number, item in enumerate(items, start=1):
         for ids in _sequences(item):
             if not ids:

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from learners import training
-from learners.batches import require_learnable
+from learners.batches import require_readable
 from learners.learner import Learner, LearnerError, LearnerSpec
 from learners.loop import FitSettings
 from learners.replay import set_aside
@@ -63,7 +63,9 @@ class LearnerRank:
 
         Raises ValueError for data that the model cannot learn from."""
         self._use_threads()
-        require_learnable(data, self._learner.vocabulary)
+        if not data:
+            raise ValueError("data: got nothing; use at least one sequence")
+        require_readable(data, self._learner.vocabulary)
         self._rows = []
         run: Callable[..., list[dict[str, float]]] = getattr(training, objective)
         try:
@@ -79,22 +81,22 @@ class LearnerRank:
 
     def step_scores(self, labels: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
-        require_learnable(labels, self._learner.vocabulary)
+        require_readable(labels, self._learner.vocabulary)
         return training.step_scores(self._learner, labels, settings)
 
     def completion_logprobs(self, examples: Sequence[Any], settings: FitSettings) -> list[float]:
         self._use_threads()
-        require_learnable(examples, self._learner.vocabulary)
+        require_readable(examples, self._learner.vocabulary)
         return training.completion_logprobs(self._learner, examples, settings)
 
     def token_logprobs(self, trajectories: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
-        require_learnable(trajectories, self._learner.vocabulary)
+        require_readable(trajectories, self._learner.vocabulary)
         return training.token_logprobs(self._learner, trajectories, settings)
 
     def sequence_logprobs(self, sequences: Sequence[Any], settings: FitSettings) -> list[list[float]]:
         self._use_threads()
-        require_learnable(sequences, self._learner.vocabulary)
+        require_readable(sequences, self._learner.vocabulary)
         return training.sequence_logprobs(self._learner, sequences, settings)
 
     def progress(self, after: int) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from learners.batches import (
     pad,
     padded_length,
     predicted,
-    require_learnable,
+    require_readable,
 )
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=60)
@@ -84,7 +84,6 @@ def test_padding_is_attended_to_by_nobody():
 @pytest.mark.parametrize(
     "items, says",
     [
-        ([], "got nothing"),
         ([[1, 2], []], "item 2 has no tokens"),
         ([[1, 9], [10]], r"item 2 holds token 10; use 0 to 9.*another tokenizer"),
         ([[1, -1]], "item 1 holds token -1"),
@@ -92,7 +91,7 @@ def test_padding_is_attended_to_by_nobody():
         ([PreferenceExample(Example((1, 2), (0, 1)), Example((1, 11), (0, 1)))], "token 11"),
     ],
 )
-def test_what_a_model_cannot_learn_from(items, says):
+def test_what_a_model_cannot_read(items, says):
     with pytest.raises(ValueError, match=says):
-        require_learnable(items, 10)
-    require_learnable([[0, 9], Example((1, 2), (0, 1))], 10)
+        require_readable(items, 10)
+    require_readable([[0, 9], Example((1, 2), (0, 1))], 10)
