@@ -96,7 +96,10 @@ class TcgConfig(_Section):
         default=0.8, ge=0, le=1, description="of the pairs, at most, that are made of the generator's own texts"
     )
     dpo_texts: int = Field(
-        default=1, ge=1, le=256, description="that it writes for those, of a problem with and without the reference"
+        default=1,
+        ge=1,
+        le=256,
+        description="texts per problem and kind of prompt that the generator writes for such pairs",
     )
     beta: float = Field(default=0.1, gt=0, le=10)
     dpo_sft_weight: float = Field(default=0.2, ge=0, le=100, description="of the chosen text's likelihood in the loss")

@@ -57,6 +57,10 @@ LOOP_MEMORY = MemoryNeed(floor_gb=11.0, base_gb=8.3, per_byte=10.0)
 parameter."""
 
 
+SMALLER = "learner.recompute=true, a smaller learner.micro_tokens or learner.max_tokens"
+"""What makes a rank's activations take less."""
+
+
 def learner_need(config: RunConfig, model: Path) -> Need | None:
     """What one learner rank needs to train all weights; None for a model whose shape cannot be read."""
     c = config.learner
@@ -78,8 +82,7 @@ def require_device_memory(config: RunConfig, model: Path, free: int) -> None:
     asked = learner_need(config, model)
     if asked is None or asked.device <= free:
         return
-    ways = "learner.zero_stage=3 with more learner.ranks, learner.recompute=true, a smaller learner.micro_tokens"
-    legal = f"{ways}, or learner.offload=optimizer (or weights)"
+    legal = f"learner.zero_stage=3 with more learner.ranks, learner.offload=optimizer (or weights), {SMALLER}"
     reason = f"a rank needs about {asked.device / 1e9:.1f} GB for {model.name}"
     raise InputError("learner.gpus", f"{free / 1e9:.1f} GB free", legal, reason)
 
@@ -97,11 +100,14 @@ def _learner_gb(config: RunConfig, model: Path) -> float:
 def require_memory(model: Path, memory_need: MemoryNeed = LOOP_MEMORY, config: RunConfig | None = None) -> None:
     """Raises InputError where the run would be killed for memory. `config`: of a command that learns."""
     need = memory_need.gb(sum(f.stat().st_size for f in model.glob("*.safetensors")))
-    need += _learner_gb(config, model) if config is not None and memory_need.learns else 0.0
+    learner = _learner_gb(config, model) if config is not None and memory_need.learns else 0.0
+    need += learner
     taken, grouped = memory.available()
     free = taken / 1e9
     if free < need:
         legal = f"a machine with {need:.0f} GB of free memory, or a smaller model"
+        if learner:
+            legal += f", or less than these {learner:.0f} GB more than usual for the learner: {SMALLER}"
         bound = "; the limit of this process's control group (container, job) counts" if grouped else ""
         raise InputError("memory", f"{free:.1f} GB free", legal, f"{model.name} needs more{bound}")
 

@@ -301,7 +301,7 @@ def test_more_ranks_and_longer_sequences_need_more_memory(monkeypatch, tiny_shap
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=11.1e9))
     require_memory(tiny_shape, config=load("tiny"))
     for override in ("learner.ranks=4", "learner.max_tokens=8192"):
-        with pytest.raises(InputError, match=r"11\.1 GB free"):
+        with pytest.raises(InputError, match=r"11\.1 GB free.*for the learner: learner\.recompute=true"):
             require_memory(tiny_shape, config=load("tiny", [override]))
         # A command that does not learn takes none of it.
         require_memory(tiny_shape, preflight.MemoryNeed(11, 1, 0, learns=False), load("tiny", [override]))
