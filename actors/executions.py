@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reasoning.branches import instrumented, share, taken
-from reasoning.constraints import limits_of, parameters, sorted_places, unsorted_place, violated
+from reasoning.constraints import limits_of, parameters, violated
 from reasoning.execution_matrix import Matrix, Row
+from reasoning.properties import Property, broken, properties_of
 from reasoning.records import Origin, Problem, ProblemTest
 from reasoning.suites import split_given
 from reasoning.test_cases import ParsedCase, accepts, case_of, input_text, make_test, output_text, renderable
@@ -203,12 +204,22 @@ def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
     """The cases that break nothing which the question states of a function's parameters."""
     if problem.entry_point is None:
         return list(cases)
-    given = [t.case.args for t in split_given(problem)[0] if isinstance(t.case, CallCase)]
-    places = sorted_places(problem.question, given)
-    found = [case for case in cases if case.args is None or unsorted_place(case.args, places) is None]
+    properties = stated_properties(problem)
+    found = [case for case in cases if case.args is None or broken(case.args, properties) is None]
     if not problem.references:
         return found
     names = parameters(problem.references[0], problem.entry_point)
+    given = _given_arguments(problem)
     # A limit that the given tests break was read wrongly.
     limits = [limit for limit in limits_of(problem.question) if not any(violated(g, names, [limit]) for g in given)]
     return [case for case in found if case.args is None or violated(case.args, names, limits) is None]
+
+
+def stated_properties(problem: Problem) -> list[Property]:
+    """What a question and those given tests that may be used say in common of all inputs; for programs that print,
+    nothing."""
+    return properties_of(problem.question, _given_arguments(problem)) if problem.entry_point else []
+
+
+def _given_arguments(problem: Problem) -> list[tuple[Any, ...]]:
+    return [tuple(t.case.args) for t in split_given(problem)[0] if isinstance(t.case, CallCase)]

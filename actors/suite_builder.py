@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.executions import Executed, Executions, Pool, legal
-from reasoning.constraints import put_in_order, sorted_places
+from actors.executions import Executed, Executions, Pool, legal, stated_properties
 from reasoning.execution_matrix import Matrix, consensus, rates, redundancy, self_play_rewards
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import constant_programs, mutants, shape
@@ -341,10 +340,8 @@ class SuiteBuilder:
             texts = [t.case.stdin for t in tests if isinstance(t.case, StdioCase)]
             return [ParsedCase(None, text, None, output_ok=False) for text in new_texts(texts, count, seed)]
         known = [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]
-        places = sorted_places(problem.question, known)
-        found = {repr(args): args for args in (put_in_order(a, places) for a in new_arguments(known, count, seed))}
-        old = set(map(repr, known))
-        return [ParsedCase(args, "", None, output_ok=False) for text, args in found.items() if text not in old]
+        found = new_arguments(known, count, seed, stated_properties(problem))
+        return [ParsedCase(args, "", None, output_ok=False) for args in found]
 
 
 def _expects_one_value(tests: Sequence[ProblemTest]) -> bool:

@@ -1,16 +1,14 @@
-"""What a question states of its inputs, where it can be read (method section 2): limits, and that something is sorted.
+"""What a question states of its inputs, where it can be read (method section 2): limits.
 
 Read are chains of comparisons such as `1 <= n <= 10^5`, `0 < a, b < 100`, `1 ≤ len(s) ≤ 20`, `|s| <= 20`,
 `1 <= nums.length`, `-10**9 <= nums[i] <= 10**9` and `a_i >= 0`, also in LaTeX. What cannot be read limits nothing.
 
-"A sorted array" is read as such too; which of the arguments it is, the given tests have to say.
+What it says in words ("a sorted array") is read in `properties`.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -150,47 +148,3 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_SORTED = re.compile(
-    r"\b(?:sorted|ordered|ascending|increasing|non-?decreasing)\W+(?:\w+\W+){0,2}?"
-    r"(?:array|list|tuple|sequence|vector|number|integer|arr|nums|row|string|word)s?\b",
-    re.IGNORECASE,
-)
-
-
-def sorted_places(question: str, given: Sequence[Sequence[Any]]) -> frozenset[int]:
-    """Which arguments are to be sorted, upwards: where the question speaks of something sorted, those that are lists or
-    tuples with their items in order in all of the `given` argument lists, and have several in one of them."""
-    if not given or not _SORTED.search(question):
-        return frozenset()
-    count = min(map(len, given))
-    return frozenset(
-        place
-        for place in range(count)
-        if all(in_order(args[place]) for args in given) and any(len(args[place]) > 1 for args in given)
-    )
-
-
-def unsorted_place(args: Sequence[Any], places: Iterable[int]) -> int | None:
-    """The first of some places whose argument is not sorted; None where all are, or are not given."""
-    return next((place for place in sorted(places) if place < len(args) and not in_order(args[place])), None)
-
-
-def put_in_order(args: Sequence[Any], places: Iterable[int]) -> tuple[Any, ...]:
-    """The arguments, those of some places sorted where they can be."""
-    made = list(args)
-    for place in places:
-        with contextlib.suppress(TypeError, IndexError):
-            made[place] = type(made[place])(sorted(made[place]))
-    return tuple(made)
-
-
-def in_order(value: Any) -> bool:
-    """Whether this is a list or a tuple whose items never fall."""
-    if not isinstance(value, list | tuple):
-        return False
-    try:
-        return all(a <= b for a, b in itertools.pairwise(value))
-    except TypeError:
-        return False

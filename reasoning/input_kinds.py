@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reasoning.constraints import in_order
+from reasoning.properties import in_order
 from reasoning.records import ProblemTest
 from sandbox import AssertCase, CallCase, CheckerProgram, StdioCase
 

@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from reasoning.properties import Args, Property, broken, mended
+
 T = TypeVar("T")
-Args = tuple[Any, ...]
 
 LARGEST_GROWTH = 2
 """A container grows to at most this many times the longest of its kind that is known, and two more."""
@@ -23,18 +24,25 @@ MUTATIONS = (1, 1, 1, 2, 3)
 """How many changes an input is made by; most are small."""
 
 
-def new_arguments(known: Sequence[Args], count: int, seed: int, attempts: int = 20) -> list[Args]:
+def new_arguments(
+    known: Sequence[Args], count: int, seed: int, properties: Sequence[Property] = (), attempts: int = 20
+) -> list[Args]:
     """Up to `count` argument lists that are none of `known`, all different, each made from one of them: up to a third
     with one argument at the edge of its type (nothing in a list, a text of one letter, zero), the others by mutation.
 
-    `attempts`: for each. Fewer come where there is little to change. The same seed gives the same.
+    `properties`: what all of them have. `attempts`: for each. Fewer come where there is little to change. The same
+    seed gives the same.
     """
     if not known:
         return []
     rng = random.Random(seed)
     pool = _Pool(known)
-    edges = _edges(known, rng)[: count // EDGES]
-    return _distinct(known, count, attempts, lambda: edges.pop(0) if edges else pool.mutated(rng.choice(known), rng))
+    edges = [args for args in _edges(known, rng) if not broken(mended(args, properties), properties)][: count // EDGES]
+
+    def make() -> Args:
+        return mended(edges.pop(0) if edges else pool.mutated(rng.choice(known), rng), properties)
+
+    return _distinct(known, count, attempts, make, lambda args: not broken(args, properties))
 
 
 def new_texts(known: Sequence[str], count: int, seed: int, attempts: int = 20) -> list[str]:
@@ -47,17 +55,21 @@ def new_texts(known: Sequence[str], count: int, seed: int, attempts: int = 20) -
     rng = random.Random(seed)
     tables = [_table(text) for text in known]
     pool = _Pool([(word,) for table in tables for line in table for word in line])
-    return _distinct(known, count, attempts, lambda: _text(_changed_table(rng.choice(tables), pool, rng)))
+    return _distinct(
+        known, count, attempts, lambda: _text(_changed_table(rng.choice(tables), pool, rng)), lambda _: True
+    )
 
 
-def _distinct(known: Sequence[T], count: int, attempts: int, make: Callable[[], T]) -> list[T]:
+def _distinct(
+    known: Sequence[T], count: int, attempts: int, make: Callable[[], T], fits: Callable[[T], bool]
+) -> list[T]:
     seen = {repr(one) for one in known}
     found: list[T] = []
     for _ in range(count * attempts):
         if len(found) >= count:
             break
         made = make()
-        if repr(made) not in seen:
+        if repr(made) not in seen and fits(made):
             seen.add(repr(made))
             found.append(made)
     return found

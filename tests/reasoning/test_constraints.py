@@ -6,15 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.constraints import (
-    Limit,
-    limits_of,
-    parameters,
-    put_in_order,
-    sorted_places,
-    unsorted_place,
-    violated,
-)
+from reasoning.constraints import Limit, limits_of, parameters, violated
 
 READ = {
     "where 1 <= n <= 10^5.": [Limit("n", "value", 1, 1e5)],
@@ -68,43 +60,3 @@ def test_parameters_are_those_of_the_entry_point():
     assert parameters(source, "f") == ("nums", "k")
     assert parameters(source, "g") == ("x",)
     assert parameters(source, "h") == parameters("def (", "f") == ()
-
-
-SAID = [
-    "find the element that appears only once in a sorted array.",
-    "the median of two sorted lists of same size",
-    "`nums` is given in ascending order: an increasing sequence of numbers",
-    "a non-decreasing list",
-    "Given a sorted integer array arr, ...",
-]
-UNSAID = ["Return the list in sorted order.", "Sort an array.", "Return the sum of the list.", "the list, sorted.", ""]
-
-
-@pytest.mark.parametrize("question", SAID)
-def test_what_is_to_be_sorted_is_read_where_the_given_tests_are(question):
-    assert sorted_places(question, [([1, 2, 2], 5), ([], 3), ([0, 9], 1)]) == {0}
-    assert sorted_places(question, [([1, 2], 5), ([2, 1], 5)]) == frozenset()
-    assert sorted_places(question, [((1, 2), [3, 4], "ab")]) == {0, 1}
-    # One item is in order whatever is asked for.
-    assert sorted_places(question, [([1],), ([],)]) == frozenset()
-    assert sorted_places(question, [([1, "a"],)]) == frozenset() == sorted_places(question, [])
-
-
-@pytest.mark.parametrize("question", UNSAID)
-def test_what_is_not_said_to_be_sorted_is_free(question):
-    assert sorted_places(question, [([1, 2, 3],), ([4, 5],)]) == frozenset()
-
-
-def test_arguments_are_put_in_order_where_they_can_be():
-    assert put_in_order(([3, 1, 2], (2, 1), "ba"), {0, 1}) == ([1, 2, 3], (1, 2), "ba")
-    assert put_in_order(([1, "a"],), {0, 4}) == ([1, "a"],)
-    assert unsorted_place(([1, 2], [2, 1]), {0, 1}) == 1
-    assert unsorted_place(([1, 2], [2, 1]), {0, 5}) is None
-    assert unsorted_place((3,), {0}) == 0
-
-
-@given(st.lists(st.lists(st.integers() | st.text(max_size=2), max_size=4), min_size=1, max_size=3))
-def test_what_was_put_in_order_is_in_order_or_as_it_was(args):
-    made = put_in_order(args, range(len(args)))
-    for place, before in enumerate(args):
-        assert made[place] == before or unsorted_place(made, [place]) is None
