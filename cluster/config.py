@@ -61,6 +61,13 @@ class LearnerConfig(_Section):
     offload: Offload = Field(
         default="none", description="kept in host memory until needed: optimizer states, or weights too (ZeRO stage 3)"
     )
+    lora_rank: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="of adapters of policy and PRM, on all projections; 0: all weights",
+    )
+    lora_alpha: float = Field(default=16, gt=0, le=4096, description="adapters count alpha / rank")
     row_tokens: int = Field(default=512, ge=64, description="of a row with several sequences")
     max_tokens: int = Field(default=1024, ge=64, description="longer training sequences are dropped and counted")
     deadline_s: float = Field(default=3600, gt=0, description="of one fit")
@@ -106,7 +113,7 @@ class TcgConfig(_Section):
     dpo_most_drop: float = Field(
         default=0.5, gt=0, le=100, description="DPO ends early where chosen texts lose more, nats per token"
     )
-    lora_rank: int = Field(default=0, ge=0, le=1024, description="of adapters on all projections; 0: train all weights")
+    lora_rank: int = Field(default=0, ge=0, le=1024, description="of its adapters on all projections; 0: all weights")
     lora_alpha: float = Field(default=16, gt=0, le=4096, description="adapters count alpha / rank")
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     dpo_learning_rate: float = Field(default=2e-5, gt=0, lt=1)

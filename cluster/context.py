@@ -21,6 +21,7 @@ from cluster.stop import Stop
 from cluster.store import ProcessDataStore
 from cluster.weight_sync import SyncReport, WeightSync
 from cluster.workers import Workers
+from learners.adapters import Lora
 from learners.learner import LearnerSpec
 from learners.loop import FitSettings
 from learners.models import ModelKind
@@ -127,10 +128,11 @@ class RunContext:
         return f"checkpoints/{name}"
 
     def spec(self, model: Path, kind: ModelKind, learning_rate: float) -> LearnerSpec:
-        """What a learner is to train, as the configuration says."""
+        """What a learner is to train, as the configuration says: the policy or the PRM."""
         c = self.config.learner
         more = {"zero_stage": c.zero_stage, "recompute": c.recompute, "offload": c.offload}
-        return LearnerSpec(str(model), kind, learning_rate, **more)
+        lora = Lora(c.lora_rank, c.lora_alpha) if c.lora_rank else None
+        return LearnerSpec(str(model), kind, learning_rate, lora=lora, **more)
 
     def begin_serving(self, sync: WeightSync) -> None:
         """The engines are there, with the weights of the start."""

@@ -20,7 +20,7 @@ from cluster import memory
 from cluster.config import LearnerConfig, RunConfig
 from cluster.driver_log import unlogged
 from cluster.progress import HEARTBEAT_SECONDS, ProgressDisplay
-from learners.memory import Need, need, shape_of
+from learners.memory import Need, adapter_parameters, need, shape_of
 from reasoning.errors import InputError, MachineError
 from reasoning.problems import BadRow, bundled, demonstrations, from_rows, load_jsonl, row_id, with_held_out
 from reasoning.prompts import ChatEncoder, PolicyPrompts
@@ -57,16 +57,22 @@ LOOP_MEMORY = MemoryNeed(floor_gb=11.0, base_gb=8.3, per_byte=10.0)
 parameter."""
 
 
-SMALLER = "learner.recompute=true, a smaller learner.micro_tokens or learner.max_tokens"
-"""What makes a rank's activations take less."""
+SMALLER = (
+    "learner.recompute=true, learner.lora_rank and tcg.lora_rank, smaller learner.micro_tokens or learner.max_tokens"
+)
+"""What makes a rank take less."""
 
 
 def learner_need(config: RunConfig, model: Path) -> Need | None:
-    """What one learner rank needs to train all weights; None for a model whose shape cannot be read."""
+    """What one learner rank needs to train the policy, the PRM or the generator, whichever takes most; None for a model
+    whose shape cannot be read."""
     c = config.learner
+    adapters = [c.lora_rank, *([config.tcg.lora_rank] if config.tcg.sft_completions else [])]
     try:
+        shape = shape_of(model)
         return need(
-            shape_of(model),
+            shape,
+            trained=adapter_parameters(shape, max(adapters)) if all(adapters) else None,
             ranks=c.ranks,
             zero_stage=c.zero_stage,
             micro_tokens=max(c.micro_tokens, c.max_tokens),  # one long sequence is a micro-batch too

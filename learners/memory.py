@@ -78,6 +78,12 @@ def shape_of(model: Path) -> Shape:
         raise ValueError(f"{model}: its shape cannot be read: {type(error).__name__}: {error}") from error
 
 
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Of adapters on all seven projections of every block: two matrices for each, rank by its inputs and outputs."""
+    attention = 2 * 2 * shape.hidden + 2 * (shape.hidden + shape.keys)
+    return shape.layers * rank * (attention + 3 * (shape.hidden + shape.feed_forward))
+
+
 def _elements(file: Path) -> int:
     """Of all tensors of a safetensors file: its header holds their shapes."""
     with file.open("rb") as opened:

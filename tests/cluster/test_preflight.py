@@ -309,6 +309,16 @@ def test_more_ranks_and_longer_sequences_need_more_memory(monkeypatch, tiny_shap
     require_memory(tiny_shape, config=load("tiny", ["learner.ranks=4", "learner.gpus=1"]))
 
 
+def test_adapters_need_less_where_nothing_else_is_trained(tiny_shape):
+    def need(*overrides):
+        return learner_need(load("tiny", ["learner.lora_rank=8", *overrides]), tiny_shape).states
+
+    plain = learner_need(load("tiny"), tiny_shape).states
+    assert need() == plain  # the generator trains all of its weights
+    small = need("tcg.lora_rank=1")
+    assert need("tcg.sft_completions=0") == small < plain / 4 < need("tcg.lora_rank=64") < plain
+
+
 def test_a_gpu_that_is_too_small_is_refused_with_what_helps(tiny_shape):
     made = load("tiny", ["learner.gpus=1"])
     need = learner_need(made, tiny_shape).device

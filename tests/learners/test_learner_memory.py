@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_learning import write_tiny_llama
 
-from learners.memory import Shape, need, shape_of
+from learners.adapters import Lora, inject
+from learners.memory import Shape, adapter_parameters, need, shape_of
 
 BILLION = Shape(10**9, 24, 2048, 5504, 2048, 32000)
 GB = 10**9
@@ -23,6 +24,16 @@ def test_the_shape_of_a_directory(tmp_path):
     write_tiny_llama(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert shape_of(tmp_path) == Shape(sum(p.numel() for p in model.parameters()), 2, 32, 64, 16, 97)
+
+
+def test_adapters_are_counted_as_they_are_made(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    write_tiny_llama(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    inject(model, Lora(3, 1.0))
+    made = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert adapter_parameters(shape_of(tmp_path), 3) == made
 
 
 @pytest.mark.parametrize("config", ["{", "[]", "{}", '{"num_attention_heads": "many"}'])
