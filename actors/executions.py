@@ -6,14 +6,14 @@ Knows the sandbox by its protocol alone. What the sandbox itself failed on is un
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reasoning.branches import instrumented, share, taken
 from reasoning.constraints import limits_of, parameters, violated
 from reasoning.execution_matrix import Matrix, Row
-from reasoning.properties import Property, broken, properties_of
 from reasoning.records import Origin, Problem, ProblemTest
 from reasoning.suites import split_given
 from reasoning.test_cases import ParsedCase, accepts, case_of, input_text, make_test, output_text, renderable
@@ -26,6 +26,7 @@ REFERENCE_SHARE = 0.5
 OTHERS_CPU = 10.0
 """How many times the CPU seconds of the reference another program gets: one with an endless loop is stopped early."""
 LEAST_CPU_S = 0.2
+_limits_of = functools.lru_cache(maxsize=1024)(limits_of)
 UNKNOWN = (Verdict.SANDBOX_ERROR, Verdict.NOT_RUN)
 
 
@@ -201,25 +202,16 @@ def _is_short(value: Any) -> bool:
 
 
 def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
-    """The cases that break nothing which the question states of a function's parameters."""
-    if problem.entry_point is None:
+    """The cases that break no limit which the question states of a function's parameters."""
+    if problem.entry_point is None or not problem.references:
         return list(cases)
-    properties = stated_properties(problem)
-    found = [case for case in cases if case.args is None or broken(case.args, properties) is None]
-    if not problem.references:
-        return found
     names = parameters(problem.references[0], problem.entry_point)
-    given = _given_arguments(problem)
+    given = arguments(split_given(problem)[0])
     # A limit that the given tests break was read wrongly.
-    limits = [limit for limit in limits_of(problem.question) if not any(violated(g, names, [limit]) for g in given)]
-    return [case for case in found if case.args is None or violated(case.args, names, limits) is None]
+    limits = [limit for limit in _limits_of(problem.question) if not any(violated(g, names, [limit]) for g in given)]
+    return [case for case in cases if case.args is None or violated(case.args, names, limits) is None]
 
 
-def stated_properties(problem: Problem) -> list[Property]:
-    """What a question and those given tests that may be used say in common of all inputs; for programs that print,
-    nothing."""
-    return properties_of(problem.question, _given_arguments(problem)) if problem.entry_point else []
-
-
-def _given_arguments(problem: Problem) -> list[tuple[Any, ...]]:
-    return [tuple(t.case.args) for t in split_given(problem)[0] if isinstance(t.case, CallCase)]
+def arguments(tests: Iterable[ProblemTest]) -> list[tuple[Any, ...]]:
+    """What tests call the function with, where they name no argument."""
+    return [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]

@@ -12,10 +12,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.executions import Executed, Executions, Pool, legal, stated_properties
+from actors.executions import Executed, Executions, Pool, arguments, legal
 from reasoning.execution_matrix import Matrix, consensus, rates, redundancy, self_play_rewards
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import constant_programs, mutants, shape
+from reasoning.properties import Property, broken, properties_of
 from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality, TextPair
 from reasoning.self_play import text_reward
 from reasoning.suites import (
@@ -39,7 +40,7 @@ from reasoning.test_cases import (
     renderable,
     training_tests,
 )
-from sandbox import CallCase, Limits, StdioCase
+from sandbox import Limits, StdioCase
 
 LEAST_AGREEING = 2
 """Programs that have to agree before they confirm a test: one alone confirms whatever it does."""
@@ -120,10 +121,12 @@ class SuiteBuilder:
         """
         usable, _ = split_given(problem)
         s = self.settings
-        own = self._proposed(problem, [*usable, *written.tests], s.inputs + s.screening, s.seed)
+        stated = properties_of(problem.question, arguments(usable))
+        of_model = [test for test in written.tests if not any(broken(a, stated) for a in arguments([test]))]
+        own = self._proposed(problem, [*usable, *of_model], stated, s.inputs + s.screening, s.seed)
         cut = len(own) * s.inputs // max(1, s.inputs + s.screening)
         made, screening = [await self.executions.by_references(problem, part) for part in (own[:cut], own[cut:])]
-        tests = candidates(problem, [*written.tests, *made.tests])
+        tests = candidates(problem, [*of_model, *made.tests])
         suite = await self._measured(problem, tests, screening.tests, programs)
         assert suite.quality is not None
         quality = suite.quality.model_copy(
@@ -156,7 +159,8 @@ class SuiteBuilder:
             return shown.model_copy(update={"accepted": False, "reason": reason, "quality": quality})
         s = self.settings
         stand_in = problem.model_copy(update={"references": tuple(agreeing[:STAND_INS])})
-        own = self._proposed(problem, [*problem.shown_tests, *agreed], s.inputs, s.seed)
+        stated = properties_of(problem.question, arguments(problem.shown_tests))
+        own = self._proposed(problem, [*problem.shown_tests, *agreed], stated, s.inputs, s.seed)
         made = await self.executions.by_references(stand_in, own)
         further = [test.model_copy(update={"origin": Origin.CONSENSUS}) for test in made.tests]
         tests = candidates(problem, [*agreed, *further], others=False)
@@ -210,7 +214,8 @@ class SuiteBuilder:
         faulty programs, planted or of the policy, answer instead."""
         usable, _ = split_given(problem)
         s, runs = self.settings, self.executions
-        executed = await runs.by_references(problem, self._proposed(problem, usable, s.inputs, s.seed + 1))
+        stated = properties_of(problem.question, arguments(usable))
+        executed = await runs.by_references(problem, self._proposed(problem, usable, stated, s.inputs, s.seed + 1))
         tests = training_tests(problem, executed.tests)
         faulty = [*programs, *(m.source for m in mutants(problem.references[0], s.mutants, s.seed + 1))]
         found = await asyncio.gather(*[runs.wrong_outputs(problem, p, tests, executed.cpu_s) for p in faulty])
@@ -319,7 +324,9 @@ class SuiteBuilder:
         runs, s = self.executions, self.settings
         usable, _ = split_given(problem)
         written = await runs.by_references(problem, cases)
-        made = await runs.by_references(problem, self._proposed(problem, usable, s.inputs + s.screening, s.seed + 2))
+        stated = properties_of(problem.question, arguments(usable))
+        own = self._proposed(problem, usable, stated, s.inputs + s.screening, s.seed + 2)
+        made = await runs.by_references(problem, own)
         known = [*usable, *made.tests]
         cpu_s = await runs.seconds(problem, problem.references[0], known)
         others = [*programs, *(m.source for m in mutants(problem.references[0], s.mutants, s.seed + 2))]
@@ -335,12 +342,14 @@ class SuiteBuilder:
             "false_reject": found.false_reject,
         }
 
-    def _proposed(self, problem: Problem, tests: Sequence[ProblemTest], count: int, seed: int) -> list[ParsedCase]:
+    def _proposed(
+        self, problem: Problem, tests: Sequence[ProblemTest], stated: Sequence[Property], count: int, seed: int
+    ) -> list[ParsedCase]:
+        """New inputs from those of the tests, with the properties that are `stated` of all inputs."""
         if problem.entry_point is None:
             texts = [t.case.stdin for t in tests if isinstance(t.case, StdioCase)]
             return [ParsedCase(None, text, None, output_ok=False) for text in new_texts(texts, count, seed)]
-        known = [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]
-        found = new_arguments(known, count, seed, stated_properties(problem))
+        found = new_arguments(arguments(tests), count, seed, stated)
         return [ParsedCase(args, "", None, output_ok=False) for args in found]
 
 

@@ -98,7 +98,8 @@ def draw_samples(
         on_samples(*result)
         run.display.update(done, len(problems), unit="problems", loss=None)
 
-    in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // c.prompts)
+    each_asks = max((len(prompts(problem)) for problem in problems), default=1)
+    in_flight = -(-2 * run.config.engine.max_num_seqs * len(run.workers.rollouts) // each_asks)
     flow.stream(map(call, problems), in_flight, CALL_DEADLINE_S, "test case generation", on_result, run.live(dict))
 
 

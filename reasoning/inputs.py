@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from reasoning.literals import literal
 from reasoning.properties import Args, Property, broken, mended
 
 T = TypeVar("T")
@@ -63,14 +64,14 @@ def new_texts(known: Sequence[str], count: int, seed: int, attempts: int = 20) -
 def _distinct(
     known: Sequence[T], count: int, attempts: int, make: Callable[[], T], fits: Callable[[T], bool]
 ) -> list[T]:
-    seen = {repr(one) for one in known}
+    seen = {literal(one) for one in known}
     found: list[T] = []
     for _ in range(count * attempts):
         if len(found) >= count:
             break
         made = make()
-        if repr(made) not in seen and fits(made):
-            seen.add(repr(made))
+        if literal(made) not in seen and fits(made):
+            seen.add(literal(made))
             found.append(made)
     return found
 
@@ -82,7 +83,7 @@ def _edges(known: Sequence[Args], rng: random.Random) -> list[Args]:
     for args in known:
         for place, value in enumerate(args):
             for edge in _edges_of(value):
-                found.setdefault(f"{place} {edge!r}", []).append((*args[:place], edge, *args[place + 1 :]))
+                found.setdefault(f"{place} {literal(edge)}", []).append((*args[:place], edge, *args[place + 1 :]))
     columns = [rng.sample(one, len(one)) for one in found.values()]
     rows = itertools.zip_longest(*columns)
     return [args for row in rows for args in row if args is not None]
@@ -125,7 +126,8 @@ class _Pool:
                 for one in pair:
                     self._add(one)
         elif isinstance(value, list | tuple | set | frozenset):
-            for one in value:
+            # The order of a set is another in every process.
+            for one in sorted(value, key=literal) if isinstance(value, set | frozenset) else value:
                 self._add(one)
 
     def mutated(self, args: Args, rng: random.Random) -> Args:
@@ -155,7 +157,7 @@ class _Pool:
             case tuple():
                 return self._other_tuple(value, rng)
             case set() | frozenset():
-                made = self._other_items(sorted(value, key=repr), rng)
+                made = self._other_items(sorted(value, key=literal), rng)
                 return type(value)(made) if _hashable(made) else value
             case dict():
                 return self._other_dict(value, rng)

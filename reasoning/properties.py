@@ -17,11 +17,6 @@ from typing import Any
 
 Args = tuple[Any, ...]
 
-FEW = 2
-"""Without words, at least so many given tests have to agree."""
-MORE = 3
-"""As FEW, of numbers: that a few of them are not below zero may be chance."""
-
 
 @dataclass(frozen=True, slots=True)
 class Property:
@@ -37,6 +32,7 @@ def properties_of(question: str, given: Sequence[Sequence[Any]]) -> list[Propert
 
     None where nothing is given: there is nothing to tell which argument is meant.
     """
+    given = [args for args in given if args]  # others are given by name
     if not given:
         return []
     places = range(min(map(len, given)))
@@ -88,14 +84,15 @@ def _parts(value: Any, path: str = "") -> set[str]:
 
 
 def _of_one_place(question: str, given: Sequence[Sequence[Any]], places: Sequence[int]) -> Iterator[Property]:
-    for name, (words, says, mend) in _VALUES.items():
-        if words and not re.search(words, question, re.IGNORECASE):
-            continue
-        if not words and len(given) < (MORE if says is _not_below_zero else FEW):
+    signs_matter = re.search(_SIGNS_MATTER, question.replace("non-negative", ""), re.IGNORECASE) or any(
+        _is_number(value) and value < 0 for args in given for value in args
+    )
+    for name, (words, least, says, mend) in _VALUES.items():
+        if (words and not _said(words, question)) or (says is _not_below_zero and signs_matter):
             continue
         for place in places:
             said = [says(args[place]) for args in given]
-            if False not in said and True in said:
+            if False not in said and said.count(True) >= least:
                 yield _at(name, place, says, mend)
 
 
@@ -159,11 +156,14 @@ def _not_empty(value: Any) -> bool | None:
 def _different(value: Any) -> bool | None:
     if not isinstance(value, list | tuple) or len(value) < 2:
         return None
-    return len(set(map(repr, value))) == len(value)
+    return len(_without_copies(value)) == len(value)
 
 
 def _without_copies(value: Any) -> Any:
-    return type(value)({repr(item): item for item in value}.values())
+    try:
+        return type(value)(dict.fromkeys(value))
+    except TypeError:  # lists in it
+        return type(value)({repr(item): item for item in value}.values())
 
 
 def _texts(value: Any) -> list[str]:
@@ -196,7 +196,7 @@ def _rectangular(value: Any) -> bool | None:
 
 
 def _is_pair(value: Any) -> bool | None:
-    return len(value) == 2 if isinstance(value, list | tuple) else None
+    return len(value) == 2 if isinstance(value, tuple) else None
 
 
 def _is_letter(value: Any) -> bool | None:
@@ -212,62 +212,81 @@ def _same(value: Any) -> Any:
 
 
 _THINGS = r"(?:array|list|tuple|sequence|vector|number|integer|int|arr|nums|row|string|word|float|value|element)s?\b"
+_OF_RESULT = re.compile(
+    r"(?:\b(?:returns?|outputs?|prints?|makes?|creates?|builds?|gets?|into|as|to)\W+(?:(?:a|an|the|all|new)\W+)*"
+    r"|\b(?:is|are|whether|if)\W+(?:all\W+)?)$",
+    re.IGNORECASE,
+)
+"""What stands before words that say how the result is, or that ask whether the input is so."""
+_SIGNS_MATTER = r"\bnegative|\bsigns?\b|\b(?:less than|below|smaller than|under) (?:0|1|zero|one)\b|\babsolute\b"
 
-_VALUES: dict[str, tuple[str, Callable[[Any], bool | None], Callable[[Any], Any]]] = {
+_VALUES: dict[str, tuple[str, int, Callable[[Any], bool | None], Callable[[Any], Any]]] = {
     "is sorted": (
         rf"\b(?:sorted|ordered|ascending|increasing|non-?decreasing)\W+(?:\w+\W+){{0,2}}?{_THINGS}",
+        1,
         _sorted,
         _put_in_order,
     ),
     "is above zero": (
-        r"\b(?<!non-)(?<!non )(?:positive|natural|greater than (?:0|zero))\b",
+        rf"\b(?:positive|natural)\W+(?:\w+\W+)?{_THINGS}",
+        1,
         _all_numbers(lambda number: number > 0),
         lambda value: _each_number(value, lambda number: abs(number) or 1),
     ),
     "is not below zero": (
-        r"\b(?:non-?\s?negative|natural|whole number)",
+        rf"\b(?:non-?\s?negative|natural|whole)\W+(?:\w+\W+)?{_THINGS}",
+        1,
         _all_numbers(lambda number: number >= 0),
         lambda value: _each_number(value, abs),
     ),
     "counts or measures": (
-        r"\b(?:n'?th|first n\b|area|volume|perimeter|surface|radius|length|digits?|factors?|divisors?|prime|factorial|"
-        r"power of|binary|octal|hexadecimal|age\b|triangle|square root)",
+        r"\b(?:n'?th\b|first n\b|area\b|volume|perimeter|circumference|surface|radius|factorial|fibonacci|catalan)",
+        2,
         _not_below_zero,
         abs,
     ),
-    "is never below zero": ("", _not_below_zero, abs),
-    "is always a pair": ("", _is_pair, _same),
-    "is always one character": ("", _is_letter, lambda text: text[:1]),
-    "is not empty": (r"\bnon-?\s?empty\b|\bat least (?:1|one|2|two|3|three)\b", _not_empty, _same),
+    "is never below zero": ("", 4, _not_below_zero, abs),
+    "is always a pair": ("", 2, _is_pair, _same),
+    "is always one character": (
+        r"\b(?:characters?|chars?|letters?|delimi?eter)\b",
+        2,
+        _is_letter,
+        lambda text: text[:1],
+    ),
+    "is not empty": (rf"\bnon-?\s?empty\W+(?:\w+\W+){{0,2}}?{_THINGS}", 1, _not_empty, _same),
     "has no item twice": (
-        r"\b(?:distinct|unique|different|permutation|exactly once)\b|\b(?:no|without|not contain) (?:any )?duplicate",
+        r"\b(?:array|list|tuple|sequence)s? of (?:distinct|unique)\b|\bnot contain (?:any )?duplicate",
+        2,
         _different,
         _without_copies,
     ),
-    "is in lower case": (r"\blower-?\s?case", _in_case(str.lower), _put_in_case(str.lower)),
-    "is in upper case": (r"\b(?:upper-?\s?case|capital)", _in_case(str.upper), _put_in_case(str.upper)),
-    "has rows of one length": (
-        r"\b(?:grid|matri(?:x|ces)|rectang|two-?\s?dimension|2-?d\b|table)",
-        _rectangular,
-        _same,
-    ),
+    "is in lower case": (r"\blower-?\s?case", 2, _in_case(str.lower), _put_in_case(str.lower)),
+    "is in upper case": (r"\bupper-?\s?case", 2, _in_case(str.upper), _put_in_case(str.upper)),
+    "has rows of one length": (r"\b(?:grid|matrix|rectang)", 1, _rectangular, _same),
 }
-"""Words (none: believed without), what a value says of it (None: nothing), and how a value is given it."""
+"""Words (none: believed without), how many given tests have to show it, what a value says of it (None: nothing), and
+how a value is given it."""
+
+
+def _said(words: str, question: str) -> bool:
+    """Whether the words are somewhere in the question, and there not about the result."""
+    found = re.finditer(words, question, re.IGNORECASE)
+    return any(not _OF_RESULT.search(question[max(0, match.start() - 40) : match.start()]) for match in found)
 
 
 # --- two arguments ---
 
 
 def _of_two_places(question: str, given: Sequence[Sequence[Any]], places: Sequence[int]) -> Iterator[Property]:
-    worded = re.search(r"\b(?:same|equal) (?:length|size)|element-?\s?wise|index-?\s?wise", question, re.IGNORECASE)
+    alike = _said(r"\b(?:same|equal) (?:length|size)|element-?\s?wise|index-?\s?wise", question)
     for one, other in itertools.permutations(places, 2):
         sizes = {_size(args[other]) for args in given}
         if None in sizes:
             continue
-        several = len(sizes) > 1 and len(given) >= FEW
-        if several and all(type(args[one]) is int and args[one] == len(args[other]) for args in given):
+        # The same length each time may be chance.
+        if len(sizes) > 1 and all(type(args[one]) is int and args[one] == len(args[other]) for args in given):
             yield _counts(one, other)
-        if one < other and all(_size(args[one]) == _size(args[other]) for args in given) and (several or worded):
+        if alike and one < other and all(_size(args[one]) == _size(args[other]) for args in given):
             yield _side_by_side(one, other)
 
 

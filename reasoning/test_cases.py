@@ -335,11 +335,11 @@ def ranked_pairs(
     problem: Problem, texts: Sequence[Sequence[ParsedCase]], true: Mapping[str, ProblemTest], prompt: str = ""
 ) -> list[TextPair]:
     """DPO pairs from texts of the generator itself: that with the most right outputs against that with the fewest, the
-    second best against the second worst, and so on while they differ; no text is in two. Both are as the generator
-    wrote them: pairs teach to choose inputs whose outputs it knows.
+    second best against the second worst, and so on while they differ; no text is in two. Outputs are those that the
+    generator wrote: pairs teach to choose inputs whose outputs it knows.
 
-    `true`: see `corrected_pair`; what is left out there is no right output here and stands in neither text. A text
-    without any other case is in no pair.
+    `true`: see `corrected_pair`; cases that are left out there stand in neither text, so that a text may be shorter
+    than it was written. A text without any other case is in no pair.
     """
     told = [found for cases in texts if (found := _against_truth(problem, cases, true))]
     told.sort(key=lambda cases: -sum(one.right for one in cases))

@@ -10,8 +10,7 @@ from reasoning.properties import broken, in_order, mended, properties_of
 
 def lacks(question, known, args):
     """What of the properties that are read the arguments lack; what they are made of apart."""
-    found = broken(args, properties_of(question, known))
-    return found if found is None or "same types" not in found else None
+    return broken(args, [p for p in properties_of(question, known) if "same types" not in p.name])
 
 
 SORTED = [
@@ -49,16 +48,18 @@ def test_what_is_not_said_to_be_sorted_is_free(question):
 
 WORDS = [
     ("a positive integer n", [(3,)], (0,), (1,)),
+    ("n is a positive integer", [(3,)], (-2,), (2,)),
     ("a list of positive numbers", [([1, 2], -1)], ([1, -2], 5), ([1, 2], 5)),
     ("an array of non-negative integers", [([0, 2],)], ([-1],), ([1],)),
-    ("a natural number", [(0,)], (-4,), (4,)),
-    ("Find the nth octagonal number", [(1,)], (-3,), (3,)),
-    ("the volume of a sphere", [(1.5, 2)], (1.5, -2), (1.5, 2)),
-    ("Given a list without duplicates", [([1, 2],)], ([3, 3, 4],), ([3, 4],)),
-    ("all elements are distinct", [([1, 2],)], ([3, 3],), ([3],)),
-    ("a lowercase string", [("ab c",)], ("aB",), ("ab",)),
-    ("strings of upper case letters", [(["A", "BC"],)], (["A", "b"],), (["A", "B"],)),
+    ("a whole number", [(0,)], (-4,), (4,)),
+    ("Find the nth octagonal number", [(1,), (2,)], (-3,), (3,)),
+    ("the volume of a sphere", [(1.5, 2), (1, 1)], (1.5, -2), (1.5, 2)),
+    ("Given an array of distinct elements", [([1, 2],), (["a", "b"],)], ([3, 3, 4],), ([3, 4],)),
+    ("The given array will not contain duplicate values", [([[1], [2]],), ([[3], [1]],)], ([[3], [3]],), ([[3]],)),
+    ("a lowercase string", [("ab c",), ("d",)], ("aB",), ("ab",)),
+    ("strings of upper case letters", [(["A", "BC"],), (["D"],)], (["A", "b"],), (["A", "B"],)),
     ("tuples of the same length", [((1, 2), (3, 4))], ((1,), (3, 4)), ((1,), (3,))),
+    ("replace a character", [("ab", "a"), ("b", "c")], ("ab", "cd"), ("ab", "c")),
 ]
 
 
@@ -71,9 +72,29 @@ def test_words_count_where_the_given_tests_agree_and_inputs_are_mended(question,
     assert broken(bad, properties_of(question, against)) is None
 
 
-def test_without_the_words_one_given_test_says_nothing_but_types():
+def test_without_the_words_few_given_tests_say_nothing():
     for _, known, bad, _ in WORDS:
         assert lacks("Do it.", known, bad) is None
+
+
+NOT_OF_THE_INPUT = [
+    ("mapping each unique tuple to the number of times it occurs", [([1, 2],), ([3],)], ([1, 1],)),
+    ("whether they have at least one common element", [([1], [1]), ([2], [3])], ([], [1])),
+    ("Return True if the elements are all distinct", [([1, 2],), ([3, 4],)], ([1, 1],)),
+    ("Check whether a number is positive", [(1,), (2,)], (-1,)),
+    ("common elements without duplicates", [([1, 2],), ([3, 4],)], ([1, 1],)),
+    ("Convert a string to lowercase", [("ab",), ("c",)], ("A",)),
+    ("Return the positive numbers", [([1, 2],), ([3],)], ([-1],)),
+    ("Return the nth word; an empty list if n is less than 1", [(1,), (2,)], (-1,)),
+    ("Check whether two strings are anagrams", [("abc", "cab"), ("ab", "ba")], ("a", "ab")),
+    ("how many times a substring is in a string", [("xyx", "x"), ("ab", "b")], ("xyx", "xy")),
+    ("the sum of a list", [([1, 2],), ([4, 5],)], ([1],)),
+]
+
+
+@pytest.mark.parametrize(("question", "known", "free"), NOT_OF_THE_INPUT)
+def test_words_about_the_result_bind_no_input(question, known, free):
+    assert lacks(question, known, free) is None
 
 
 def test_non_empty_refuses_and_cannot_be_mended():
@@ -86,16 +107,22 @@ def test_what_every_given_test_shows_needs_no_words():
     counted = [([4, 5, 6], 3), ([7, 7], 2)]
     assert lacks("Do it.", counted, ([4, 5], 3)) == "argument 2 is the length of argument 1"
     assert mended(([4, 5], 3), properties_of("Do it.", counted)) == ([4, 5], 2)
-    assert (
-        lacks("Do it.", [([4, 5, 6], 3), ([7, 7, 7], 3)], ([4], 3)) is None
-    )  # the same length each time may be chance
-    beside = [([1, 2], "ab"), ([1], "c")]
-    assert mended(([1, 2], "a"), properties_of("Do it.", beside)) == ([1], "a")
-    signs = [(3,), (1,), (0,)]
-    assert lacks("Do it.", signs, (-1,)) == "argument 1 is never below zero"
-    assert lacks("Do it.", signs[:2], (-1,)) is None
-    assert lacks("Do it.", [("a",), ("b",)], ("ab",)) == "argument 1 is always one character"
+    # The same length each time may be chance, and so may a truth value that is one.
+    assert lacks("Do it.", [([4, 5, 6], 3), ([7, 7, 7], 3)], ([4], 3)) is None
+    assert lacks("Do it.", [([4], True), ([], False)], ([4, 5], True)) is None
     assert lacks("Do it.", [((1, 2),), ((0, 1),)], ((1,),)) == "argument 1 is always a pair"
+
+
+def test_numbers_stay_above_zero_after_four_tests_where_signs_do_not_matter():
+    known = [(3, [-1]), (1, [2]), (0, []), (7, [1])]
+    assert lacks("Do it.", known, (-1, [])) == "argument 1 is never below zero"
+    assert mended((-4, [-4]), properties_of("Do it.", known)) == (4, [-4])
+    assert lacks("Do it.", known[:3], (-1, [])) is None
+    for question in ("negative ones too", "keep the sign", "None if n is below zero", "the absolute value"):
+        assert lacks(question, known, (-1, [])) is None
+    # Another argument is below zero: these are numbers of all kinds.
+    assert lacks("Do it.", [(1, -2), (2, 3), (3, 4), (4, 5)], (-1, 2)) is None
+    assert lacks("a non-negative n", known, (-1, [])) is not None
 
 
 def test_a_table_keeps_its_form():
@@ -120,6 +147,13 @@ def test_lists_keep_the_types_of_their_items():
 def test_nothing_given_says_nothing():
     assert properties_of("a sorted list of positive numbers", []) == []
     assert properties_of("a sorted list", [()]) == []
+    # One given test names its arguments.
+    assert lacks("a sorted list", [(), ([1, 2],)], ([2, 1],)) == "argument 1 is sorted"
+
+
+def test_equal_items_are_one_and_the_same():
+    known = [([1, 2.5],), ([3, 4],)]
+    assert lacks("an array of unique numbers", known, ([1, 1.0],)) == "argument 1 has no item twice"
 
 
 QUESTIONS = ["", *SORTED, *(question for question, *_ in WORDS), "a non-empty matrix"]
