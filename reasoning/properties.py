@@ -228,13 +228,13 @@ _VALUES: dict[str, tuple[str, int, Callable[[Any], bool | None], Callable[[Any],
         _put_in_order,
     ),
     "is above zero": (
-        rf"\b(?:positive|natural)\W+(?:\w+\W+)?{_THINGS}",
+        rf"\b(?:positive|natural)\W+(?:\w+\W+){{0,2}}?{_THINGS}",
         1,
         _all_numbers(lambda number: number > 0),
         lambda value: _each_number(value, lambda number: abs(number) or 1),
     ),
     "is not below zero": (
-        rf"\b(?:non-?\s?negative|natural|whole)\W+(?:\w+\W+)?{_THINGS}",
+        rf"\b(?:non-?\s?negative|natural|whole)\W+(?:\w+\W+){{0,2}}?{_THINGS}",
         1,
         _all_numbers(lambda number: number >= 0),
         lambda value: _each_number(value, abs),
@@ -245,7 +245,7 @@ _VALUES: dict[str, tuple[str, int, Callable[[Any], bool | None], Callable[[Any],
         _not_below_zero,
         abs,
     ),
-    "is never below zero": ("", 4, _not_below_zero, abs),
+    "is never below zero": ("", 3, _not_below_zero, abs),
     "is always a pair": ("", 2, _is_pair, _same),
     "is always one character": (
         r"\b(?:characters?|chars?|letters?|delimi?eter)\b",
@@ -276,6 +276,9 @@ def _said(words: str, question: str) -> bool:
 
 # --- two arguments ---
 
+ALIKE = 3
+"""Without words, so many given tests show that lists are of one length."""
+
 
 def _of_two_places(question: str, given: Sequence[Sequence[Any]], places: Sequence[int]) -> Iterator[Property]:
     alike = _said(r"\b(?:same|equal) (?:length|size)|element-?\s?wise|index-?\s?wise", question)
@@ -284,9 +287,11 @@ def _of_two_places(question: str, given: Sequence[Sequence[Any]], places: Sequen
         if None in sizes:
             continue
         # The same length each time may be chance.
-        if len(sizes) > 1 and all(type(args[one]) is int and args[one] == len(args[other]) for args in given):
+        several = len(sizes) > 1
+        if several and all(type(args[one]) is int and args[one] == len(args[other]) for args in given):
             yield _counts(one, other)
-        if alike and one < other and all(_size(args[one]) == _size(args[other]) for args in given):
+        equal = one < other and all(_size(args[one]) == _size(args[other]) for args in given)
+        if equal and (alike or (several and len(given) >= ALIKE)):
             yield _side_by_side(one, other)
 
 
