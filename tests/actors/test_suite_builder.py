@@ -152,6 +152,42 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
     assert len(misread.tests) == 5
 
 
+SORTED = "def f(nums):\n    return nums[-1] - nums[0]\n"
+IN_ORDER = (call([1, 4], expected=3, shown=True), call([2, 3, 7], expected=5))
+
+
+def in_order(test):
+    return sorted(test.case.args[0]) == test.case.args[0]
+
+
+def test_what_the_question_says_of_all_inputs_is_true_of_those_that_make_a_suite():
+    spread = problem(SORTED, question="The spread of a sorted list.", tests=IN_ORDER)
+    suite = do(lambda b: b.build(spread))
+    assert len(suite.tests) > 3 and all(map(in_order, suite.tests))
+    free = do(lambda b: b.build(spread.model_copy(update={"question": "Last less first of a list."})))
+    assert not all(map(in_order, free.tests))
+
+
+def test_a_case_of_the_generator_that_lacks_it_is_in_no_suite_but_counts_in_its_accuracy():
+    spread = problem(SORTED, question="The spread of a sorted list.", tests=IN_ORDER)
+    cases = [case([5, 2], output=-3), case([2, 8], output=6)]
+    written = do(lambda b: b.executions.by_references(spread, cases))
+    assert (written.known, written.right, len(written.tests)) == (2, 2, 2)
+    suite = do(lambda b: b.build(spread, written), BuildSettings(inputs=0, size=16))
+    assert [t.case.args for t in suite.tests if t.origin is Origin.REFERENCE] == [[[2, 8]]]
+    assert suite.quality.cases_right == 2
+
+
+def test_where_the_references_are_not_looked_at_only_shown_tests_say_how_inputs_are():
+    hidden = [call([n, n + 2], expected=2) for n in range(4)]
+    spread = problem(
+        SORTED, question="The spread of a sorted list.", tests=(call([3], expected=0, shown=True), *hidden)
+    )
+    programs = [SORTED, "def f(nums):\n    return nums[len(nums) - 1] - nums[0]\n"]
+    suite = do(lambda b: b.build_agreed(spread, [case([4, 6], output=2)], programs))
+    assert not all(map(in_order, suite.tests))
+
+
 def test_a_slow_given_test_does_not_make_its_mutants_look_killed():
     """On the given input the reference itself takes longer than on all that is made from it."""
     slow = "def f(n):\n    for _ in range(n):\n        pass\n    return n > 5\n"

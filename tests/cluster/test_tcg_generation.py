@@ -36,6 +36,7 @@ def run(tmp_path, monkeypatch):
         return name, [None if name in worker.lost else sample(f"{name} {seed}") for _ in prompts]
 
     def stream(calls, in_flight, deadline_s, what, on_result, on_tick):
+        worker.in_flight = in_flight
         for call in calls:
             on_result(call())
 
@@ -64,6 +65,13 @@ def test_all_texts_are_kept_with_those_that_were_lost(run):
     kept = run.store.read_records("generated", "round-1", GeneratedText)
     assert [(t.problem_id, t.lost) for t in kept][4:6] == [("p/2", True)] * 2 and len(kept) == 8
     assert not list(run.dir.data.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(("count", "problems"), [(1, 16), (4, 4), (100, 1)])
+def test_the_engines_have_twice_what_they_hold_to_do_whatever_each_problem_asks(run, count, problems):
+    run.config = load("tiny", ["engine.max_num_seqs=8"])
+    tcg_generation.write_texts(run, PROBLEMS, "round-1", True, 2, count)
+    assert run.worker.in_flight == problems
 
 
 def test_a_kill_in_the_middle_repeats_nothing(run):

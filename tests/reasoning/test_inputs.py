@@ -1,6 +1,9 @@
 """Inputs made from known ones: new, different, of the same types and of modest size; the known ones stay."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.problems import bundled
+from reasoning.properties import Property
 from sandbox import CallCase, StdioCase
 
 VALUES = st.recursive(
@@ -64,6 +68,41 @@ def test_some_inputs_are_at_the_edge():
     simple = [((9, 9, 9),)]
     assert ((),) in new_arguments(simple, 9, 0) and ((9,),) in new_arguments(simple, 9, 0)
     assert new_arguments([([],)], 3, 0)[0] == ([0],)
+
+
+def test_no_more_than_a_third_is_at_the_edge():
+    known = [([n] * 50, "a" * 50) for n in range(3, 9)]
+    made = [args for seed in range(20) for args in new_arguments(known, 12, seed)]
+    # Half of these edges have one item, which hardly any mutation leaves of fifty.
+    assert sum(len(numbers) == 1 or len(text) == 1 for numbers, text in made) < len(made) / 3 / 2 * 1.2
+
+
+def test_edges_are_made_of_every_type():
+    known = [({1, 2}, {"a": 1}, 2.5, "ab", [1, 2], 7)]
+    edges = ([set()], [{}], [0.0], ["", "a"], [[], [1]], [0, 1, -1])
+    made = [new_arguments(known, 30, seed)[:10] for seed in range(3)]
+    for place, values in enumerate(edges):
+        for inputs in made:
+            assert [args[place] for args in inputs if args[place] in values]
+
+
+def test_inputs_lack_no_property_and_edges_that_do_are_passed_over():
+    odd = Property("odd", lambda args: args[0] % 2 == 1, lambda args: args)
+    made = new_arguments([(30,), (81,)], 12, 0, [odd])
+    assert len(made) == 12 and all(n % 2 for (n,) in made)
+
+
+def test_every_process_makes_the_same():
+    code = (
+        "from reasoning.inputs import new_arguments\n"
+        "known = [({'ab', 'cd', 'ef'}, 'q'), ({'x', 'yy'}, 'r'), (frozenset({('a', 1), ('b', 2)}), 's')]\n"
+        "print([(sorted(map(repr, a)), b) for a, b in new_arguments(known, 24, 0)])"
+    )
+    said = {
+        subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": str(n)}, text=True)
+        for n in range(3)
+    }
+    assert len(said) == 1
 
 
 def test_a_seed_gives_other_inputs():

@@ -124,6 +124,9 @@ def test_a_suite_is_filled_with_other_kinds_of_input_before_more_of_the_same():
     assert args([tests[j] for j in choose(tests, wrong, 5)]) == [3, 4, 0, -2, 6]
     assert args([tests[j] for j in choose(tests, [], 4)]) == [3, 0, -2, 4]
     assert args([tests[j] for j in choose(tests, wrong, 5, fill=False)]) == [3, 4]
+    # What one of them has asked is no longer new.
+    below = candidates(known, [made(n) for n in (-4, -5, 0)])
+    assert args([below[j] for j in choose(below, [], 3)]) == [3, -4, 0]
 
 
 def test_nothing_is_made_from_what_is_held_out():
