@@ -79,7 +79,8 @@ class Change:
 
 @dataclass(slots=True)
 class Member:
-    """One rollout worker. `since`: it is in its state; `deadline`: of its draining."""
+    """One rollout worker. `since`: it is in its state; `alone`: its one unit of work suffers no other beside it;
+    `deadline`: of its draining."""
 
     name: str
     state: State
@@ -89,6 +90,7 @@ class Member:
     missed: int = 0
     sync_failures: int = 0
     syncing: bool = False
+    alone: bool = False
     deadline: float | None = None
     why: str = ""
     work: set[str] = field(default_factory=set)
@@ -108,6 +110,7 @@ class Fleet:
         """The latest changes, for logs and the report."""
         self._deaths: deque[float] = deque(maxlen=settings.deaths)
         self._started = 0
+        self._kept = ""
         self.target = 0
         self.wish(target)
 
@@ -236,16 +239,28 @@ class Fleet:
 
     def room(self) -> int:
         """Units of work that could be given out now."""
-        return sum(self.capacity - len(m.work) for m in self.members.values() if self._serves(m))
+        able = [m for m in self.members.values() if self._serves(m) and not m.alone and m.name != self._kept]
+        return sum(max(0, self.capacity - len(m.work)) for m in able)
 
-    def assign(self, unit: str) -> str | None:
-        """Give a unit to who has least to do; None where nobody has room."""
-        free = [m for m in self.members.values() if self._serves(m) and len(m.work) < self.capacity]
+    def assign(self, unit: str, alone: bool = False) -> str | None:
+        """Give a unit to who has least to do; None where nobody has room. `alone`: to somebody who has nothing else to
+        do, and gets nothing else until it is done; where there is nobody, who has least to do is left to get there."""
+        open_ = [m for m in self.members.values() if self._serves(m) and not m.alone]
+        free = [m for m in open_ if len(m.work) < (1 if alone else self.capacity) and (alone or m.name != self._kept)]
         if not free:
+            if alone and not any(m.name == self._kept for m in open_):
+                self._kept = min(open_, key=lambda m: len(m.work)).name if open_ else ""
             return None
         member = min(free, key=lambda m: (len(m.work), m.since))
         member.work.add(unit)
+        member.alone = alone
+        if alone:
+            self._kept = ""
         return member.name
+
+    def keep_for_nobody(self) -> None:
+        """Whoever wanted to be alone no longer does."""
+        self._kept = ""
 
     def done(self, name: str, unit: str) -> bool:
         """A unit left a member, whatever came of it. False where it is no longer that member's."""
@@ -253,6 +268,7 @@ class Fleet:
         if member is None or unit not in member.work:
             return False
         member.work.discard(unit)
+        member.alone = False
         return True
 
     # --- what is to be done ---

@@ -79,6 +79,26 @@ def test_work_goes_to_who_has_least_and_only_so_much():
     assert made.assign("u9") == given[0]
 
 
+def test_work_that_has_to_be_alone_is():
+    made = fleet(target=2, capacity=2)
+    carried_out(made)
+    for n in range(3):
+        made.assign(f"u{n}")
+    assert made.assign("alone", alone=True) is None
+    # Who has least to do gets nothing more until it can take it.
+    assert made.room() == 0 and made.assign("u3") is None
+    made.done("rollout-2", "u1")
+    assert made.assign("u3") is None
+    assert made.assign("alone", alone=True) == "rollout-2"
+    made.done("rollout-1", "u0")
+    assert [made.assign("u3"), made.assign("u4")] == ["rollout-1", None]
+    made.done("rollout-2", "alone")
+    assert made.assign("u4") == "rollout-2"
+    assert made.assign("another", alone=True) is None and made.room() == 0
+    made.keep_for_nobody()
+    assert made.room() == 1
+
+
 def test_who_does_not_answer_gets_no_work_and_is_ended_in_the_end():
     made = fleet(target=1)
     carried_out(made)
@@ -273,11 +293,19 @@ class Anything(RuleBasedStateMachine):
     def wish(self, wished):
         self.made.wish(wished)
 
+    @rule()
+    def assign_alone(self):
+        name = self.made.assign(f"u{self.units + 1}", alone=True)
+        if name is not None:
+            self.units += 1
+            assert self.made.members[name].work == {f"u{self.units}"}
+
     @precondition(lambda self: self.made.room() > 0)
     @rule()
     def assign(self):
         self.units += 1
         name = self.made.assign(f"u{self.units}")
+        assert not self.made.members[name].alone
         member = self.made.members[name]
         assert member.state is State.SERVING and member.version == self.made.version and not member.syncing
 
@@ -297,7 +325,7 @@ class Anything(RuleBasedStateMachine):
         assert len(held) == len(set(held))
         assert all(count == 1 for count in self.handed_back.values())
         assert len(held) + len(self.handed_back) + len(self.finished) == self.units
-        assert all(len(m.work) <= self.made.capacity for m in self.made.members.values())
+        assert all(len(m.work) <= (1 if m.alone else self.made.capacity) for m in self.made.members.values())
 
     @invariant()
     def the_ended_stay_so(self):
