@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from reasoning.branches import instrumented, share, taken
-from reasoning.constraints import limits_of, parameters, violated
+from reasoning.constraints import envelope, limits_of, numbers_in, parameters, violated
 from reasoning.execution_matrix import Matrix, Row
 from reasoning.records import Origin, Problem, ProblemTest
 from reasoning.suites import split_given
@@ -202,8 +202,12 @@ def _is_short(value: Any) -> bool:
 
 
 def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
-    """The cases that break no limit which the question states of a function's parameters."""
-    if problem.entry_point is None or not problem.references:
+    """The cases that break no limit which the question states of a function's parameters, or of all numbers that a
+    program reads."""
+    if problem.entry_point is None:
+        low, high = envelope(_limits_of(problem.question), stdins(split_given(problem)[0]))
+        return [case for case in cases if all(low <= number <= high for number in numbers_in(case.stdin))]
+    if not problem.references:
         return list(cases)
     names = parameters(problem.references[0], problem.entry_point)
     given = arguments(split_given(problem)[0])
@@ -215,3 +219,8 @@ def legal(problem: Problem, cases: Sequence[ParsedCase]) -> list[ParsedCase]:
 def arguments(tests: Iterable[ProblemTest]) -> list[tuple[Any, ...]]:
     """What tests call the function with, where they name no argument."""
     return [tuple(t.case.args) for t in tests if isinstance(t.case, CallCase) and not t.case.kwargs]
+
+
+def stdins(tests: Iterable[ProblemTest]) -> list[str]:
+    """What tests have a program read."""
+    return [t.case.stdin for t in tests if isinstance(t.case, StdioCase)]

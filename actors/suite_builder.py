@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.executions import Executed, Executions, Pool, arguments, legal
+from actors.executions import Executed, Executions, Pool, arguments, legal, stdins
 from reasoning.execution_matrix import Matrix, consensus, rates, redundancy, self_play_rewards
 from reasoning.inputs import new_arguments, new_texts
 from reasoning.mutants import constant_programs, mutants, shape
-from reasoning.properties import Property, broken, properties_of
+from reasoning.properties import Property, broken, counts_of, miscounted, properties_of
 from reasoning.records import Origin, Problem, ProblemTest, Suite, SuiteQuality, TextPair
 from reasoning.self_play import text_reward
 from reasoning.suites import (
@@ -40,7 +40,7 @@ from reasoning.test_cases import (
     renderable,
     training_tests,
 )
-from sandbox import Limits, StdioCase
+from sandbox import Limits
 
 LEAST_AGREEING = 2
 """Programs that have to agree before they confirm a test: one alone confirms whatever it does."""
@@ -122,7 +122,13 @@ class SuiteBuilder:
         usable, _ = split_given(problem)
         s = self.settings
         stated = properties_of(problem.question, arguments(usable))
-        of_model = [test for test in written.tests if not any(broken(a, stated) for a in arguments([test]))]
+        counts = counts_of(stdins(usable))
+        of_model = [
+            test
+            for test in written.tests
+            if not any(broken(args, stated) for args in arguments([test]))
+            and not any(miscounted(text, counts) for text in stdins([test]))
+        ]
         own = self._proposed(problem, [*usable, *of_model], stated, s.inputs + s.screening, s.seed)
         cut = len(own) * s.inputs // max(1, s.inputs + s.screening)
         made, screening = [await self.executions.by_references(problem, part) for part in (own[:cut], own[cut:])]
@@ -347,8 +353,9 @@ class SuiteBuilder:
     ) -> list[ParsedCase]:
         """New inputs from those of the tests, with the properties that are `stated` of all inputs."""
         if problem.entry_point is None:
-            texts = [t.case.stdin for t in tests if isinstance(t.case, StdioCase)]
-            return [ParsedCase(None, text, None, output_ok=False) for text in new_texts(texts, count, seed)]
+            texts, counts = stdins(tests), counts_of(stdins(tests))
+            made = [text for text in new_texts(texts, count, seed) if not miscounted(text, counts)]
+            return [ParsedCase(None, text, None, output_ok=False) for text in made]
         found = new_arguments(arguments(tests), count, seed, stated)
         return [ParsedCase(args, "", None, output_ok=False) for args in found]
 

@@ -132,7 +132,12 @@ def begin(
 def load_problems(console: Console, load: Callable[[BadRow], list[Problem]]) -> list[Problem]:
     """What `load` returns; rows that it leaves out are named. Raises InputError."""
     bad: list[str] = []
-    problems = load(lambda n, name, why: bad.append(f"row {n} ({name}): {why}"))
+
+    def on_bad(number: int, name: str, why: str) -> None:
+        where = " ".join([*([f"row {number}"] if number else []), *([f"({name})" if number else name] if name else [])])
+        bad.append(f"{where}: {why}")
+
+    problems = load(on_bad)
     for line in bad:
         console.print(f"left out: {line}", highlight=False, soft_wrap=True, markup=False)
     return problems

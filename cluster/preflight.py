@@ -124,10 +124,18 @@ def load_problems(config: RunConfig, on_bad: BadRow) -> list[Problem]:
     bare = [p for p in problems if p.split == "train" and not p.references]
     if config.skip_bad_rows:
         for problem in bare:
-            on_bad(problems.index(problem) + 1, problem.id, "it has no reference to learn from")
+            on_bad(0, problem.id, "it has no reference to learn from")
         return [p for p in problems if p not in bare]
     require_references(bare)
     return problems
+
+
+def without_bare(problems: list[Problem], on_bad: BadRow) -> list[Problem]:
+    """The problems that have a reference; the others are named."""
+    for problem in problems:
+        if not problem.references:
+            on_bad(0, problem.id, "it has no reference")
+    return [p for p in problems if p.references]
 
 
 def require_references(problems: list[Problem]) -> None:
@@ -162,7 +170,7 @@ def problems_of(config: RunConfig, split: str, on_bad: BadRow) -> list[Problem]:
         raise InputError("split", split, "all, or other problems", f"none of {len(problems)} problems belongs to it")
     for problem in problems:
         if config.ids and splits.get(problem.id, problem.split) != split:
-            on_bad(problems.index(problem) + 1, problem.id, f"it is not in the split {split!r}")
+            on_bad(0, problem.id, f"it is not in the split {split!r}")
     return chosen
 
 
@@ -226,13 +234,13 @@ def require_room(
     known = {p.id: p for p in [*bundled(), *problems]}
     prompts = PolicyPrompts(encode_chat, demonstrations(), known, config.search.shots)
     fitting = []
-    for number, problem in enumerate(problems, start=1):
+    for problem in problems:
         length = len(prompts.ids(problem))
         reason = f"its prompt has {length} tokens, a step and a program take {room}"
         if settings.has_room(length, header):
             fitting.append(problem)
         elif on_bad is not None:
-            on_bad(number, problem.id, reason)
+            on_bad(0, problem.id, reason)
         elif length + room > longest:
             legal = "skip_bad_rows=true to go on without it"
             raise InputError("problems", problem.id, legal, f"{reason}, the model's context has {longest}")
@@ -271,9 +279,9 @@ def check_references(
             raise InputError("sandbox.min_level", config.sandbox.min_level, legal, str(error)) from None
     if failures and on_bad is not None:
         names = dict(failures)
-        for number, problem in enumerate(problems, start=1):
+        for problem in problems:
             if problem.id in names:
-                on_bad(number, problem.id, f"its reference gets {names[problem.id]}")
+                on_bad(0, problem.id, f"its reference gets {names[problem.id]}")
         return [p for p in problems if p.id not in names]
     if failures:
         problem, verdict = failures[0]

@@ -112,7 +112,10 @@ def _problems(
             legal = f"{split!r}, as the run began, or a new run"
             raise InputError("split", request.split, legal, "cannot change on a resume")
         found = job.load_problems(console, lambda on_bad: preflight.problems_of(config, split, on_bad))
-        if config.tcg.mode == "reference":
+        if config.tcg.mode == "reference" and config.skip_bad_rows:
+            every = found
+            found = job.load_problems(console, lambda on_bad: preflight.without_bare(every, on_bad))
+        elif config.tcg.mode == "reference":
             preflight.require_references(found)
         preflight.require_programs(config)
         console.print(f"problems: {len(found)}", highlight=False)
@@ -226,6 +229,7 @@ def summarize(
         peak_memory_gb=round(peak / 1e9, 2) if peak else None,
         wandb_note=note,
         stopped_early=stopped,
+        command=str(state.get("kind", "train")),
     )
 
 
@@ -238,7 +242,8 @@ def report(run: str, console: Console) -> int:
     run_dir = RunDir(expand(run))
     result = summarize(job.load_config(path, ()), run_dir, run_dir.read_state())
     if not result.rows and not result.accuracy:
-        raise InputError("run", run, "a run whose generator was trained or whose suites were made", "it has neither")
+        legal = "a run whose generator was trained or whose suites were made"
+        raise InputError("run", run, legal, "no generator was trained and no suite was made in it yet")
     page = run_dir.write_atomic(run_dir.path / "tcg.html", tcg_report.page(result))
     tcg_report.render(result, console)
     console.print(f"page: {page}", highlight=False, soft_wrap=True, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ class TcgReport(ReportRecord):
     peak_memory_gb: float | None = None
     wandb_note: str = ""
     stopped_early: str = ""
+    command: str = Field(default="tcg train", description="what made the run, and goes on with it")
 
 
 # --- from suites to rows ---
@@ -244,6 +246,10 @@ def _parts(report: TcgReport) -> Iterator[RenderableType]:
             yield Padding(Text(clean(f"{name}: {reason}")), (0, 0, 0, 2))
         if len(report.refused) > SHOWN_REFUSED:
             yield Padding(Text(f"and {len(report.refused) - SHOWN_REFUSED} more (report.json)"), (0, 0, 0, 2))
+    if report.stopped_early:
+        yield ""
+        go_on = f"To go on: ./o1coder {report.command} --resume {shlex.quote(report.run_dir)}"
+        yield Text(clean(go_on), style="bold", no_wrap=True, overflow="ignore")
     if report.wandb_note:
         yield ""
         yield Text(clean(report.wandb_note), no_wrap=True, overflow="ignore")

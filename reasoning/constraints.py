@@ -9,6 +9,7 @@ What it says in words ("a sorted array") is read in `properties`.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -148,3 +149,20 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def envelope(limits: Iterable[Limit], texts: Sequence[str]) -> tuple[float, float]:
+    """The widest bounds that the limits put on any number that a program reads: which number is meant is not known.
+    Limits that a number of the `texts` breaks were read wrongly; infinite where nothing is said."""
+    stated = [limit for limit in limits if limit.kind != "length"]
+    low = min((-math.inf if limit.low is None else limit.low for limit in stated), default=-math.inf)
+    high = max((math.inf if limit.high is None else limit.high for limit in stated), default=math.inf)
+    numbers = [number for text in texts for number in numbers_in(text)]
+    return (low if all(n >= low for n in numbers) else -math.inf), (
+        high if all(n <= high for n in numbers) else math.inf
+    )
+
+
+def numbers_in(text: str) -> list[float]:
+    """The words of a text that are numbers."""
+    return [float(word) for word in text.split() if re.fullmatch(r"-?\d{1,300}(?:\.\d{1,300})?", word)]

@@ -27,7 +27,7 @@ HELD_OUT_SHARE = 0.25
 MBPP_TEST_IDS = range(11, 511)
 
 BadRow = Callable[[int, str, str], None]
-"""Told of a row that is left out: its number, id and what is wrong with it."""
+"""Told of a row that is left out: its number (0 where that is no longer known), id and what is wrong with it."""
 
 
 def bundled() -> list[Problem]:
@@ -66,6 +66,9 @@ def load_jsonl(path: Path, ids: Sequence[str] = (), on_bad: BadRow | None = None
             try:
                 rows.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:  # also an int of thousands of digits, and deep nesting
+                if on_bad is not None:
+                    on_bad(number, "", str(error))
+                    continue
                 raise InputError("problems", f"{path} row {number}", "one JSON object a line", str(error)) from None
     return from_rows(rows, str(path), ids, on_bad)
 

@@ -172,6 +172,26 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
+def _is_permutation(value: Any) -> bool | None:
+    if not isinstance(value, list | tuple) or not value or not all(type(item) is int for item in value):
+        return None
+    return sorted(value) in (list(range(len(value))), list(range(1, len(value) + 1)))
+
+
+def _ranks(value: Any) -> Any:
+    """The places that the items would have in order, from 1 on."""
+    order = sorted(range(len(value)), key=lambda i: value[i])
+    ranks = [0] * len(value)
+    for rank, i in enumerate(order, start=1):
+        ranks[i] = rank
+    return type(value)(ranks)
+
+
+def _is_letters(value: Any) -> bool | None:
+    text = "".join(_texts(value))
+    return text.isalpha() if text else None
+
+
 def _in_case(same: Callable[[str], str]) -> Callable[[Any], bool | None]:
     def says(value: Any) -> bool | None:
         texts = [text for text in _texts(value) if any(c.isalpha() for c in text)]
@@ -214,15 +234,24 @@ def _same(value: Any) -> Any:
 _THINGS = r"(?:array|list|tuple|sequence|vector|number|integer|int|arr|nums|row|string|word|float|value|element)s?\b"
 _OF_RESULT = re.compile(
     r"(?:\b(?:returns?|outputs?|prints?|makes?|creates?|builds?|gets?|into|as|to)\W+(?:(?:a|an|the|all|new)\W+)*"
-    r"|\b(?:is|are|whether|if)\W+(?:all\W+)?)$",
+    r"|\b(?:is|are)\W+(?:all\W+)?|\b(?:whether(?: or not)?|if)\W+(?:(?:all|the|a|an|given|input)\W+)*)$",
     re.IGNORECASE,
 )
 """What stands before words that say how the result is, or that ask whether the input is so."""
+_SORTED = (
+    rf"\b(?:sorted|ordered|ascending|increasing|non-?decreasing)\W+(?:\w+\W+){{0,2}}?{_THINGS}"
+    # "a list nums of integers sorted in ascending order", "the list a is already sorted"
+    r"|\b(?:array|list|tuple|sequence|vector|nums|arr)s?\s+(?:[`'\"]?\w{1,12}[`'\"]?\s+)?(?:of\s+(?:\w+\s+){1,2})?"
+    r"(?:[`'\"]?\w{1,12}[`'\"]?\s+)?(?:(?:that|which|is|are|will|be|already|guaranteed|to|always|given|stored)\s+)*"
+    r"(?:sorted\b|in\s+(?:ascending|increasing|non-?decreasing|sorted)\s+order)"
+    r"|\b\w+[`'\"]?\s+(?:is|are)\s+(?:already\s+|guaranteed to be\s+|always\s+)?"
+    r"(?:sorted|in (?:ascending|increasing) order)"
+)
 _SIGNS_MATTER = r"\bnegative|\bsigns?\b|\b(?:less than|below|smaller than|under) (?:0|1|zero|one)\b|\babsolute\b"
 
 _VALUES: dict[str, tuple[str, int, Callable[[Any], bool | None], Callable[[Any], Any]]] = {
     "is sorted": (
-        rf"\b(?:sorted|ordered|ascending|increasing|non-?decreasing)\W+(?:\w+\W+){{0,2}}?{_THINGS}",
+        _SORTED,
         1,
         _sorted,
         _put_in_order,
@@ -255,10 +284,18 @@ _VALUES: dict[str, tuple[str, int, Callable[[Any], bool | None], Callable[[Any],
     ),
     "is not empty": (rf"\bnon-?\s?empty\W+(?:\w+\W+){{0,2}}?{_THINGS}", 1, _not_empty, _same),
     "has no item twice": (
-        r"\b(?:array|list|tuple|sequence)s? of (?:distinct|unique)\b|\bnot contain (?:any )?duplicate",
+        r"\b(?:array|list|tuple|sequence)s?(?: [`'\"]?\w+[`'\"]?)? of (?:distinct|unique)\b"
+        r"|\bnot contain (?:any )?duplicate",
         2,
         _different,
         _without_copies,
+    ),
+    "is a permutation": (r"\bpermutation of\b", 1, _is_permutation, _ranks),
+    "is of letters": (
+        r"\b(?:consist|contain|made up|lower-?\s?case|upper-?\s?case|English)\w* .{0,30}?letters\b",
+        2,
+        _is_letters,
+        _same,
     ),
     "is in lower case": (r"\blower-?\s?case", 2, _in_case(str.lower), _put_in_case(str.lower)),
     "is in upper case": (r"\bupper-?\s?case", 2, _in_case(str.upper), _put_in_case(str.upper)),
@@ -321,3 +358,37 @@ def _side_by_side(one: int, other: int) -> Property:
         return tuple(arg[:short] if place in (one, other) else arg for place, arg in enumerate(args))
 
     return Property(f"arguments {one + 1} and {other + 1} are of one length", holds, changed)
+
+
+# --- what a program reads ---
+
+
+def counts_of(known: Sequence[str]) -> frozenset[str]:
+    """What the first number of a text counts in all of the known ones, where it is not the same each time: "words" of
+    the second line, "lines" after the first."""
+    found = [(first, _lines(text)) for text in known if (first := _first_number(text)) is not None]
+    if len(found) < len(known) or len({first for first, _ in found}) < 2:
+        return frozenset()
+    words = all(len(lines) > 1 and len(lines[1]) == first for first, lines in found)
+    lines_ = all(len(lines) - 1 == first for first, lines in found)
+    return frozenset({*(["words"] if words else []), *(["lines"] if lines_ else [])})
+
+
+def miscounted(text: str, counts: frozenset[str]) -> bool:
+    """Whether the first number of a text counts something else than it should."""
+    first, lines = _first_number(text), _lines(text)
+    if first is None:
+        return bool(counts)
+    return ("words" in counts and (len(lines) < 2 or len(lines[1]) != first)) or (
+        "lines" in counts and len(lines) - 1 != first
+    )
+
+
+def _lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.rstrip().split("\n")]
+
+
+def _first_number(text: str) -> int | None:
+    """The number that is alone on the first line."""
+    first = text.split("\n", 1)[0].split()
+    return int(first[0]) if len(first) == 1 and first[0].isdigit() and len(first[0]) < 10 else None

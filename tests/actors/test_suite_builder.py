@@ -152,6 +152,18 @@ def test_limits_of_the_question_keep_inputs_out_unless_the_given_tests_break_the
     assert len(misread.tests) == 5
 
 
+def test_limits_of_the_question_hold_for_all_that_a_program_reads():
+    source = "n = int(input())\nprint(sum(map(int, input().split())))\n"
+    given = [ProblemTest(case=StdioCase(stdin=text, expected="9\n"), shown=True) for text in ("2\n4 5\n", "1\n9\n")]
+    adds = problem(source, question="Add n numbers, 1 <= a_i <= 9.", tests=tuple(given), entry_point=None)
+    suite = do(lambda builder: builder.build(adds))
+    assert len(suite.tests) > 4
+    for one in suite.tests:
+        first, second = one.case.stdin.split("\n")[:2]
+        numbers = [int(word) for word in second.split()]
+        assert len(numbers) == int(first) and all(1 <= number <= 9 for number in numbers)
+
+
 SORTED = "def f(nums):\n    return nums[-1] - nums[0]\n"
 IN_ORDER = (call([1, 4], expected=3, shown=True), call([2, 3, 7], expected=5))
 

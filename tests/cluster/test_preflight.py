@@ -149,7 +149,7 @@ def test_what_cannot_be_trained_on_can_be_left_out(problem_file):
     told.clear()
     kept = check_references(problems, made, on_bad=lambda *line: told.append(line))
     assert [p.id for p in kept] == ["mine/a", "mine/b"]
-    assert told == [(3, "mine/wrong", "its reference gets wrong_answer on test 1: returned 2, expected 4")]
+    assert told == [(0, "mine/wrong", "its reference gets wrong_answer on test 1: returned 2, expected 4")]
 
 
 def test_the_test_split_of_a_data_set_is_never_trained_on(monkeypatch):
@@ -348,4 +348,4 @@ def test_a_question_that_leaves_the_engine_no_room_is_named(problem_file):
     told = []
     kept = require_room(problems, words, made, on_bad=lambda *line: told.append(line))
     assert [p.id for p in kept] == ["mine/short", "mine/other"]
-    assert [(number, name) for number, name, _ in told] == [(2, "mine/long")] and "3" in told[0][2]
+    assert [(number, name) for number, name, _ in told] == [(0, "mine/long")] and "3" in told[0][2]

@@ -119,7 +119,7 @@ def test_report_of_a_run(command, tmp_path, capfd):
     write(tmp_path, {"p.jsonl": lines(*ROWS), **MODEL})
     command("generate", *COMMON)
     assert cli.main(["tcg", "report", "run"]) == 2
-    one_line(capfd.readouterr().err, "run: got 'run'", "it has neither")
+    one_line(capfd.readouterr().err, "run: got 'run'", "no generator was trained")
     quality = SuiteQuality(mutants=9, screened=8, killed=6, killed_by_given=2, redundancy=0)
     suite = Suite(problem_id="mine/0", tests=(ProblemTest(case=CallCase(args=[1], expected=2)),), quality=quality)
     ProcessDataStore(tmp_path / "run" / "data").write_suites("current", [suite])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasoning.constraints import Limit, limits_of, parameters, violated
+from reasoning.constraints import Limit, envelope, limits_of, numbers_in, parameters, violated
 
 READ = {
     "where 1 <= n <= 10^5.": [Limit("n", "value", 1, 1e5)],
@@ -60,3 +60,16 @@ def test_parameters_are_those_of_the_entry_point():
     assert parameters(source, "f") == ("nums", "k")
     assert parameters(source, "g") == ("x",)
     assert parameters(source, "h") == parameters("def (", "f") == ()
+
+
+def test_all_numbers_that_a_program_reads_are_between_the_widest_bounds():
+    limits = limits_of("The first line has n, 1 <= n <= 100. Then 1 <= a_i <= 1000; 1 <= len(s) <= 5.")
+    assert envelope(limits, ["2\n5 1000\n"]) == (1, 1000)
+    # A bound that a given text breaks was read wrongly, and one that is open says nothing.
+    assert envelope(limits, ["2\n0 5\n"]) == (-math.inf, 1000)
+    assert envelope(limits_of("n >= 1 and 2 <= k <= 9"), ["5"]) == (1, math.inf)
+    assert envelope([], ["5"]) == (-math.inf, math.inf)
+
+
+def test_words_that_are_numbers():
+    assert numbers_in("3 -4 x 2.5 1e5 7a --1") == [3, -4, 2.5]

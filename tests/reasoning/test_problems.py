@@ -148,6 +148,18 @@ def test_a_json_array_is_told_from_jsonl(tmp_path, indent):
             load_jsonl(file, on_bad=on_bad)
 
 
+def test_a_line_that_is_no_json_can_be_left_out_too(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text(
+        json.dumps(ours(id="a")) + '\n{"id": "b", "que\n' + json.dumps(ours(id="c")) + "\n", encoding="utf-8"
+    )
+    seen = []
+    assert [p.id for p in load_jsonl(file, on_bad=lambda *bad: seen.append(bad[:2]))] == ["a", "c"]
+    assert seen == [(2, "")]
+    with pytest.raises(InputError, match=r"row 2': .*one JSON object a line"):
+        load_jsonl(file)
+
+
 def test_bad_rows_can_be_left_out_and_are_named(tmp_path):
     seen = []
     file = write(tmp_path, ours(id="a", bogus=1), OURS, mbpp("assert 1"))

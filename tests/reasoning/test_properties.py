@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.inputs import new_arguments
-from reasoning.properties import broken, in_order, mended, properties_of
+from reasoning.properties import broken, counts_of, in_order, mended, miscounted, properties_of
 
 
 def lacks(question, known, args):
@@ -19,6 +19,14 @@ SORTED = [
     "`nums` is given in ascending order: an increasing sequence of numbers",
     "a non-decreasing list",
     "Given a sorted integer array arr, ...",
+    "a list of integers sorted in ascending order and an integer x",
+    "a list nums of distinct integers sorted in non-decreasing order",
+    "You get a list. nums is sorted.",
+    "The list a is sorted.",
+    "The array is in increasing order.",
+    "a list of numbers in ascending order",
+    "takes a list `numbers` that is already sorted",
+    "The input list is guaranteed to be sorted.",
 ]
 UNSORTED = [
     "Return the list in sorted order.",
@@ -58,6 +66,8 @@ WORDS = [
     ("The given array will not contain duplicate values", [([[1], [2]],), ([[3], [1]],)], ([[3], [3]],), ([[3]],)),
     ("a lowercase string", [("ab c",), ("d",)], ("aB",), ("ab",)),
     ("strings of upper case letters", [(["A", "BC"],), (["D"],)], (["A", "b"],), (["A", "B"],)),
+    ("list nums of distinct integers", [([1, 2],), ([4, 3],)], ([3, 3],), ([3],)),
+    ("a permutation of 1..n", [([2, 1],)], ([5, 9, 2],), ([2, 3, 1],)),
     ("tuples of the same length", [((1, 2), (3, 4))], ((1,), (3, 4)), ((1,), (3,))),
     ("replace a character", [("ab", "a"), ("b", "c")], ("ab", "cd"), ("ab", "c")),
 ]
@@ -188,3 +198,23 @@ def test_new_inputs_have_all_properties(question, seed):
 
 def test_in_order():
     assert in_order([1, 1, 2]) and in_order(()) and not in_order([2, 1]) and not in_order([1, "a"]) and not in_order(3)
+
+
+def test_a_text_of_letters_is_given_no_digits():
+    known = [("ab",), ("xyz",)]
+    for question in ("s consists of lowercase English letters", "s contains only letters"):
+        assert lacks(question, known, ("a1",)) == "argument 1 is of letters"
+        assert lacks(question, [*known, ("a b",)], ("a1",)) is None
+    assert lacks("count the letters", known, ("a1",)) is None
+
+
+def test_what_the_first_number_of_a_text_counts_stays_so():
+    words, lines = ["3\n1 2 3\n", "1\n7\n"], ["2\na\nb\n", "1\nc\n"]
+    assert (counts_of(words), counts_of(lines)) == ({"words"}, {"lines"})
+    assert miscounted("2\n1 2 3\n", counts_of(words)) and not miscounted("2\n1 2\n", counts_of(words))
+    assert miscounted("2\na\n", counts_of(lines)) and not miscounted("3\na\nb\nc", counts_of(lines))
+    assert miscounted("x\n1", counts_of(words)) and miscounted("", counts_of(words))
+    # The same each time may be chance; so may one text.
+    assert counts_of(["3\n1 2 3", "3\n4 5 6"]) == counts_of(["3\n1 2 3"]) == counts_of([]) == frozenset()
+    assert counts_of(["3\n1 2 3", "2\n4 5 6"]) == frozenset()
+    assert not miscounted("anything", frozenset())
