@@ -182,7 +182,7 @@ def test_a_problem_is_in_one_split_whichever_others_are_chosen(command, tmp_path
     whole = {s: ids(command("--run-dir", s, *common, "--split", s)[2]) for s in found}
     assert found == whole and len(found["heldout"]) == 1
     _, _, search = command("--run-dir", "x", *common, "--split", "train", "--ids", "0", "1", "2", "3")
-    assert f"({whole['heldout'][0]}): it is not in the split 'train'" in command.said and len(ids(search)) == 3
+    assert f"left out: {whole['heldout'][0]}: it is not in the split 'train'" in command.said and len(ids(search)) == 3
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_problems_that_cannot_be_searched_can_be_left_out(command, tmp_path):
     assert command("--run-dir", "a", *common)[0] == 2
     code, _, search = command("--run-dir", "b", *common, "skip_bad_rows=true", "wandb.mode=offline")
     assert code == 0 and ids(search) == ["mine/double"]
-    assert all(f"({name}): its" in command.said for name in ("mine/wrong", "mine/long"))
+    assert all(f"left out: {name}: its" in command.said for name in ("mine/wrong", "mine/long"))
     assert ids(command("--resume", "b")[2]) == ["mine/double"]
 
 
