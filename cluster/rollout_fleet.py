@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
 from cluster.driver_log import attempt
 from cluster.fleet import ENDED, Fleet, Order, State
 from cluster.weight_sync import FIRST_TOLERANCE, SYNC_DEADLINE_S, SyncFailed, judge_probe, mean_difference
+from cluster.work import Unit, Work
 from reasoning.errors import MachineError
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,6 @@ CONTROL_DEADLINE_S = 60.0
 END_DEADLINE_S = 30.0
 
 Scores = Sequence[Sequence[float]]
-
-
-class Unit(NamedTuple):
-    """Work for one worker: a method of it with arguments, under a name that no other unit has."""
-
-    name: str
-    method: str
-    args: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +68,7 @@ class _Call:
 
 
 @dataclass(slots=True)
-class _Worker:
+class Worker:
     handle: Any
     scores: Scores | None = None
     probed: float = 0.0
@@ -102,7 +95,7 @@ class RolloutFleet:
         self.fleet, self._make, self.probe = fleet, make, [list(ids) for ids in probe]
         self._clock, self.tolerance = clock, tolerance
         self._weights = Weights(fleet.version)
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, Worker] = {}
         self._calls: dict[Any, _Call] = {}
         self._everywhere: dict[str, tuple[Any, ...]] = {}
         self._lock = threading.RLock()
@@ -229,7 +222,7 @@ class RolloutFleet:
         """
         with self._lock:
             self.fleet.capacity = per_worker
-        work = _Work(iter(units))
+        work = Work(iter(units))
         last = self._clock()
         try:
             while True:
@@ -252,7 +245,7 @@ class RolloutFleet:
             with self._lock:
                 self.fleet.keep_for_nobody()
 
-    def _give_out(self, work: _Work, attempts: int) -> None:
+    def _give_out(self, work: Work, attempts: int) -> None:
         while (found := work.next()) is not None:
             unit, tried = found
             with self._lock:
@@ -263,7 +256,7 @@ class RolloutFleet:
                 return
             work.running[getattr(handle, unit.method).remote(*unit.args)] = (unit, name, tried + 1)
 
-    def _ended(self, work: _Work) -> list[Any]:
+    def _ended(self, work: Work) -> list[Any]:
         if not work.running:  # nobody serves just now
             self._require_hope()
             time.sleep(TICK_S)
@@ -271,7 +264,7 @@ class RolloutFleet:
         done, _ = ray.wait(list(work.running), num_returns=1, timeout=1.0)
         return list(done)
 
-    def _take(self, work: _Work, reference: Any, attempts: int, on_result: Callable[[Any], None]) -> None:
+    def _take(self, work: Work, reference: Any, attempts: int, on_result: Callable[[Any], None]) -> None:
         unit, name, tried = work.running.pop(reference)
         try:
             result = ray.get(reference)
@@ -370,7 +363,7 @@ class RolloutFleet:
                 continue
             if member.state in (State.STALE, State.SERVING, State.SUSPECT, State.DRAINING):
                 worker.asked, worker.probed = True, now
-                self._call(name, "probe", PROBE_DEADLINE_S, worker.handle.ping.remote(), self._answered(name))
+                self._call(name, "probe", PROBE_DEADLINE_S, worker.handle.counters.remote(), self._answered(name))
 
     def _answered(self, name: str) -> Callable[[Any], None]:
         def then(_: Any) -> None:
@@ -399,7 +392,7 @@ class RolloutFleet:
                 log.exception("creating %s", order.name)
                 self.fleet.died(order.name, self._clock(), f"it could not be created: {_first_line(error)}")
                 return
-            self._workers[order.name] = _Worker(handle)
+            self._workers[order.name] = Worker(handle)
             name, forever = order.name, 2 * self.fleet.settings.start_s  # the fleet gives up on it before
             self._call(name, "start", forever, handle.start.remote(), lambda _: self._set_up(name))
 
@@ -483,28 +476,6 @@ class RolloutFleet:
 
     def _call(self, name: str, what: str, seconds: float, reference: Any, then: Callable[[Any], None]) -> None:
         self._calls[reference] = _Call(name, what, self._clock() + seconds, then)
-
-
-class _Work:
-    """Units to be done. `again`: those to begin (again), with how often they were; `running`: by reference, with who is
-    at it."""
-
-    def __init__(self, units: Any) -> None:
-        self._units = units
-        self.exhausted = False
-        self.again: deque[tuple[Unit, int]] = deque()
-        self.running: dict[Any, tuple[Unit, str, int]] = {}
-        self.lost: list[Unit] = []
-
-    def next(self) -> tuple[Unit, int] | None:
-        """The next unit to begin; None where there is none."""
-        if self.again:
-            return self.again.popleft()
-        unit = None if self.exhausted else next(self._units, None)
-        if unit is None:
-            self.exhausted = True
-            return None
-        return unit, 0
 
 
 def _engine_is_dead(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ def pretend(local_ray):
         async def set_prompts(self, *args):
             self.told.append(args)
 
-        async def ping(self):
+        async def counters(self):
             while self.fault == "hangs":
                 await asyncio.sleep(1)
             return os.getpid()
