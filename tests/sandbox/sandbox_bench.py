@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -63,26 +65,36 @@ def open_fds(pid: int) -> int:
 
 
 def described_fds() -> Counter[str]:
-    """What the descriptors of this process are, by name, without the numbers of inodes."""
+    """What the descriptors of this process are, by name, without the numbers of inodes.
+
+    Left out are what a cell never has, and other threads of this process do: Ray, which tests of other rooms start
+    here, keeps connections, event queues and counters that come and go. A cell's socket is one of packets in sequence.
+    """
     found: Counter[str] = Counter()
     for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found[re.sub(r"[0-9]+", "", str(entry.readlink()))] += 1
+        with contextlib.suppress(OSError):
+            name = re.sub(r"[0-9]+", "", str(entry.readlink()))
+            if name == "socket:[]":
+                name = "a cell's socket" if _keeps_packets(int(entry.name)) else ""
+            if name and name not in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[timerfd]"):
+                found[name] += 1
     return found
 
 
-def more_fds(before: Counter[str], seconds: float = 2.0, sockets: int = 2) -> Counter[str]:
+def _keeps_packets(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        return copy.type == socket.SOCK_SEQPACKET
+
+
+def more_fds(before: Counter[str], seconds: float = 2.0) -> Counter[str]:
     """The descriptors beyond those `before`, once there are none or after `seconds`: a cell that was just replaced may
-    still be closing, and Ray, which tests of other rooms start in this process, reads files now and then. It also has
-    connections that come and go: `sockets` more are no leak. Every cell and run has files in memory beside its socket,
-    of which none may be left.
+    still be closing, and Ray reads files now and then.
     """
     deadline = time.monotonic() + seconds
     while True:
         more = described_fds() - before
-        more.subtract({"socket:[]": min(sockets, more["socket:[]"])})
-        if not +more or time.monotonic() > deadline:
-            return +more
+        if not more or time.monotonic() > deadline:
+            return more
         time.sleep(0.02)
 
 

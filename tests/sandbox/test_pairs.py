@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-from sandbox_bench import QUICK, Bench, open_fds
+from sandbox_bench import QUICK, Bench, described_fds, more_fds, open_fds
 
 from sandbox import (
     AssertCase,
@@ -172,13 +171,14 @@ def test_no_process_and_no_descriptor_is_left(bench: Bench) -> None:
 
     def count() -> tuple[int, int]:
         below = processes_below(cell.zygote_pid)
-        return len(below), open_fds(os.getpid()) + sum(map(open_fds, below))
+        return len(below), sum(map(open_fds, {*below, cell.zygote_pid}))
 
     judge(bench, "def f(x): return 2 * x", "assert f(1) == 2")
-    before = count()
+    before, ours = count(), described_fds()
     for name in ("right", "leaves with 0", "closes the channel", "busy"):
         judge(bench, SOLUTIONS[name][0] + HELPER, TEST)
     assert count() == before and bench.pool._slots[0].cell is cell
+    assert not more_fds(ours)
 
 
 SHARED = AssertCase(code="def check(c):\n  add = c(1)\n  assert add(2) == 3\ncheck(candidate)", trust="shared")
