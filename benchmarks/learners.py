@@ -26,12 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks._data import rows_of
-from benchmarks._results import keep, machine
+from benchmarks._results import FOLDER, draw, keep, machine
 from reasoning.mutants import mutants
 from reasoning.problems import bundled, from_rows
 from reasoning.records import Problem
@@ -49,6 +49,7 @@ PEERS: dict[str, dict[str, dict[str, Any]]] = {
     "grpo": {"trl_padded": {}, "trl_mixed": {"mixed": True}},
     "tree": {"trl_padded": {}, "trl_mixed": {"mixed": True}},
 }
+PARTS = ("sft", "dpo", "grpo", "tree", "two_ranks", "parity")
 OWN: dict[str, dict[str, Any]] = {
     "ours_tree": {"packing": "tree", "micro_tokens": 2048, "row_tokens": 1024},
     "ours_padded": {"packing": "padded", "micro_tokens": 2048},
@@ -310,6 +311,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./o1coder bench learners", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="SFT alone, few items; the result is not kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+        help=f"of {', '.join(PARTS)}; the others stay in the kept result as they are",
+    )  # fmt: skip
     parser.add_argument("--mbpp", type=Path, metavar="FILE", help="problems of MBPP (default: the bundled ones)")
     options = parser.parse_args()
     started = time.monotonic()
@@ -320,26 +325,56 @@ def main() -> int:
     if options.mbpp:
         problems = from_rows(enumerate(rows_of(options.mbpp)), "mbpp", on_bad=lambda *_: None)
     texts = Texts(model, problems)
-    quick = options.quick
-    found: dict[str, Any] = {"sft": compared("sft", texts.sft(4 if quick else 16), model, 2 if quick else STEPS, quick)}
-    ratios = {"sft_vs_trl": found["sft"]["vs_trl"]}
-    if not quick:
-        found["dpo"] = compared("dpo", texts.dpo(8), model, STEPS, quick)
-        found["grpo"] = compared("grpo", texts.grpo(2), model, STEPS, quick)
-        found["tree"] = compared("tree", texts.tree(2, 256), model, STEPS, quick)
-        found["two_ranks"] = two_ranks(texts.sft(16), model, STEPS)
-        say("parity")
-        found["parity"] = parity(sorted(texts.sft(16), key=lambda i: len(i["completion"]))[:3], model, PARITY_STEPS)
-        ratios |= {f"{name}_vs_trl": found[name]["vs_trl"] for name in ("dpo", "grpo", "tree")}
-        for ratio in ("memory_vs_trl", "memory_vs_bf16"):
-            ratios[ratio] = max(found[name][ratio] for name in PEERS)
-        ratios["two_ranks"] = found["two_ranks"]["speedup"]
-    whole = {"machine": machine(), "model": MODEL, "ratios": ratios, **found}
-    whole["seconds"] = round(time.monotonic() - started, 1)
-    if not quick:
+    if options.quick:
+        found: dict[str, Any] = {"sft": compared("sft", texts.sft(4), model, 2, quick=True)}
+    else:
+        file = FOLDER / "learners.json"
+        found = json.loads(file.read_text()) if file.exists() and set(options.parts) != set(PARTS) else {}
+    for part in () if options.quick else options.parts:
+        found[part] = {**measured(part, texts, model), "machine": machine()}
+        keep("learners", {**found, "ratios": ratios(found)})
+    if "parity" in found:
+        draw("learners", curves(found["parity"]), "optimizer step", "loss (nats per token)", "SFT on the same items in fp32")
+    spent = round(time.monotonic() - started, 1)
+    whole = {**found, "model": MODEL, "ratios": ratios(found), "machine": machine(), "seconds": spent}
+    if not options.quick:
         keep("learners", whole)
     print(json.dumps(whole, indent=None if options.json else 1))
     return 0
+
+
+def measured(part: str, texts: Texts, model: Path) -> dict[str, Any]:
+    """One part of a full run."""
+    if part == "two_ranks":
+        return two_ranks(texts.sft(16), model, STEPS)
+    if part == "parity":
+        say("parity")
+        return parity(sorted(texts.sft(16), key=lambda i: len(i["completion"]))[:3], model, PARITY_STEPS)
+    items = {
+        "sft": lambda: texts.sft(16), "dpo": lambda: texts.dpo(8), "grpo": lambda: texts.grpo(2),
+        "tree": lambda: texts.tree(2, 256),
+    }[part]()  # fmt: skip
+    return compared(part, items, model, STEPS, quick=False)
+
+
+def ratios(found: Mapping[str, Any]) -> dict[str, float]:
+    """What the parts that were measured come to."""
+    tasks = [name for name in PEERS if name in found]
+    result = {f"{name}_vs_trl": found[name]["vs_trl"] for name in tasks}
+    for ratio in ("memory_vs_trl", "memory_vs_bf16"):
+        if values := [found[name][ratio] for name in tasks if found[name][ratio] is not None]:
+            result[ratio] = max(values)
+    if "two_ranks" in found:
+        result["two_ranks"] = found["two_ranks"]["speedup"]
+        result["two_ranks_loss_difference"] = found["two_ranks"]["loss_difference"]
+    if "parity" in found:
+        result["parity"] = found["parity"]["largest_difference"]
+    return result
+
+
+def curves(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The losses of both sides."""
+    return {"o1coder": found["ours"], "TRL": found["trl"]}
 
 
 if __name__ == "__main__":

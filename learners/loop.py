@@ -78,7 +78,7 @@ def groups(items: Sequence[T], sequences_of: SequencesOf[T], settings: FitSettin
 
         return [Group(g, [*range(len(g))]) for g in micro_batches(items, length, settings.micro_tokens)]
     most = min(settings.row_tokens, settings.micro_tokens)
-    filled = rows(items, sequences_of, most, settings.packing == "tree")
+    filled = rows(items, sequences_of, most, settings.packing == "tree", settings.micro_tokens)
     return [
         Group([item for own, _ in some for item in own], [row for row, (own, _) in enumerate(some) for _ in own])
         for some in micro_batches(filled, lambda row: row[1], settings.micro_tokens)

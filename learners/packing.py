@@ -16,6 +16,10 @@ Packing = Literal["padded", "packed", "tree"]
 T = TypeVar("T")
 SLACK = (1.03, 1.1, 1.25)
 """Budgets of a row that are tried, times the tokens that each had if all had as many."""
+STRETCH = (1.125, 1.25)
+WORTH = 0.95
+"""Rows are longer by so much where that leaves less than this share of the tokens: a beginning that two rows share is
+computed in both of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +92,38 @@ class Row:
 
 
 def rows(
-    items: Sequence[T], sequences_of: Callable[[T], Sequence[Sequence[int]]], most: int, shared: bool
+    items: Sequence[T],
+    sequences_of: Callable[[T], Sequence[Sequence[int]]],
+    most: int,
+    shared: bool,
+    longest: int | None = None,
 ) -> list[tuple[list[T], int]]:
     """Groups of items whose sequences fill a row with at most `most` tokens, each with the tokens of its row; an item
     over the budget stands alone.
 
-    With `shared`, those with equal beginnings come together. Without, longest first into the fullest row that has room
-    (best fit decreasing). There are as few rows as that gives, and their tokens are spread over them: all rows of a
-    micro-batch are as wide as the widest.
+    With `shared`, those with equal beginnings come together, and rows are up to a quarter longer, but not beyond
+    `longest` (default: `most`), where fewer of the beginnings are computed twice then. Without, longest first into the
+    fullest row that has room (best fit decreasing). There are as few rows as that gives, and their tokens are spread
+    over them: all rows of a micro-batch are as wide as the widest.
     """
+    filled = _rows(items, sequences_of, most, shared)
+    for stretch in STRETCH if shared and longest is not None and len(filled) > 1 else ():
+        longer = _rows(items, sequences_of, min(longest, int(stretch * most)), shared)
+        if _tokens(longer) < WORTH * _tokens(filled):
+            filled = longer
+    return filled
+
+
+def _tokens(filled: Sequence[tuple[list[T], int]]) -> int:
+    return sum(size for _, size in filled)
+
+
+def _rows(
+    items: Sequence[T], sequences_of: Callable[[T], Sequence[Sequence[int]]], most: int, shared: bool
+) -> list[tuple[list[T], int]]:
     fill = _neighbours if shared else _best_fit
     filled = fill(items, sequences_of, most)
-    least = max(-(-sum(size for _, size in filled) // max(1, len(filled))), 1)
+    least = max(-(-_tokens(filled) // max(1, len(filled))), 1)
     for slack in SLACK if len(filled) > 1 else ():
         if (budget := int(slack * least)) >= most:
             break

@@ -56,6 +56,19 @@ def test_tokens_are_spread_over_the_rows(shared):
     assert sorted(size for _, size in rows([[1] * 90, [2] * 30], lambda item: [item], 100, shared)) == [30, 90]
 
 
+def test_a_row_is_longer_where_a_beginning_is_computed_once_less():
+    groups = [[[group] * 128 + [group, n] * 64 for n in range(8)] for group in range(2)]
+    items = [sequence for group in groups for sequence in group]
+    # A group is its prompt, a token that all go on with, and eight times the other 127.
+    assert [size for _, size in rows(items, lambda s: [s], 1024, True, 2048)] == [1145, 1145]
+    for longest in (None, 1024, 1100):
+        found = rows(items, lambda s: [s], 1024, True, longest)
+        assert len(found) == 3 and max(size for _, size in found) <= 1024
+    # Nothing is shared: nothing is gained.
+    alone = [[n] * 300 for n in range(8)]
+    assert max(size for _, size in rows(alone, lambda s: [s], 1024, True, 2048)) <= 1024
+
+
 @given(sequences)
 def test_a_row_takes_no_more_than_it_may(given_):
     row = Row()
