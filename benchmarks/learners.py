@@ -334,7 +334,13 @@ def main() -> int:
         found[part] = {**measured(part, texts, model), "machine": machine()}
         keep("learners", {**found, "ratios": ratios(found)})
     if "parity" in found:
-        draw("learners", curves(found["parity"]), "optimizer step", "loss (nats per token)", "SFT on the same items in fp32")
+        draw(
+            "learners",
+            curves(found["parity"]),
+            "optimizer step",
+            "loss (nats per token)",
+            "SFT on the same items in fp32",
+        )
     spent = round(time.monotonic() - started, 1)
     whole = {**found, "model": MODEL, "ratios": ratios(found), "machine": machine(), "seconds": spent}
     if not options.quick:
